@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import signal
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -48,6 +50,8 @@ from lorax_router.tls import TlsIdentity
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+# Who reads the metrics where nothing else is served.
+_MAX_READERS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,10 @@ class IngressSettings:
     port: int = 3000
     # Of the gRPC service; None: it is not served.
     grpc_port: int | None = None
+    # Whether other ingresses of this machine may listen at these ports, too.
+    shares_port: bool = False
+    # That serves this one's metrics alone; None: not served.
+    metrics_port: int | None = None
     # For the links to replicas over TCP; None: plain.
     tls_dir: str | None = None
     api_keys_file: str | None = None
@@ -127,6 +135,7 @@ class Ingress:
         limits = CallLimits(
             max_connections=settings.max_connections, max_calls=settings.max_connections,
             max_message_bytes=facts.max_body_bytes, client_timeout_s=settings.client_timeout_s,
+            shares_port=settings.shares_port,
         )  # fmt: skip
         servicer = FleetServicer(self._service, self._counts, self.fleet)
         return GrpcServer(servicer, limits, keys=keys, tls=tls)
@@ -144,10 +153,13 @@ class Ingress:
             max_body_bytes=bound, root=root_handler(calls, facts.task),
         )  # fmt: skip
         own = build_generating_app(routes, calls, keys, Cors(), service, counts)
-        metrics: ASGIApp = MetricsGate(self._answer_metrics, keys)
-        others = IngressCalls(self.fleet, {METRICS_PATH: metrics}, bound)
+        others = IngressCalls(self.fleet, {METRICS_PATH: self.metrics_application(keys)}, bound)
         others.own.update(dict.fromkeys(("/health", "/ping"), others.health))
         return FrontApplication(own.app, others, own.paths)
+
+    def metrics_application(self, keys: KeyStore) -> ASGIApp:
+        """Return what answers who reads the metrics, at whichever path."""
+        return MetricsGate(self._answer_metrics, keys)
 
     async def _answer_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = generate_latest(self._registry)
@@ -160,13 +172,13 @@ async def serve(settings: IngressSettings) -> None:
     ingress, stopping = Ingress(settings), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    with _listener(settings) as listener:
+    with _listeners(settings) as (listener, metrics):
         async with asyncio.TaskGroup() as group:
             helping = [group.create_task(ingress.attach()), group.create_task(keys.follow())]
             if tls is not None:
                 helping.append(group.create_task(tls.follow()))
             if await _either(ingress.fleet.is_known, stopping):
-                await _serve(ingress, keys, tls, listener, stopping)
+                await _serve(ingress, keys, tls, (listener, metrics), stopping)
             for each in helping:
                 each.cancel()
 
@@ -175,28 +187,42 @@ async def _serve(
     ingress: Ingress,
     keys: KeyStore,
     tls: TlsIdentity | None,
-    listener: socket.socket,
+    listeners: tuple[socket.socket, socket.socket | None],
     stopping: asyncio.Event,
 ) -> None:
     settings, facts = ingress.settings, ingress.fleet.facts
     assert facts is not None
+    listener, metrics = listeners
     limits = ConnectionLimits(
         max_connections=settings.max_connections, client_timeout_s=settings.client_timeout_s
     )
-    listener.listen(_BACKLOG)
-    server = HttpServer(
-        ingress.application(facts, keys), listener, limits, tls=None if tls is None else tls.context
-    )
-    running = asyncio.ensure_future(server.run())
-    await server.wait_started()
+    context = None if tls is None else tls.context
+    servers = [HttpServer(ingress.application(facts, keys), listener, limits, tls=context)]
+    if metrics is not None:
+        few = ConnectionLimits(max_connections=_MAX_READERS)
+        servers.append(HttpServer(ingress.metrics_application(keys), metrics, few, tls=context))
+    for each in listeners:
+        if each is not None:
+            each.listen(_BACKLOG)
+    running = asyncio.gather(*(server.run() for server in servers))
+    for server in servers:
+        await server.wait_started()
     grpc_calls = await GrpcCalls.start(
         ingress.grpc_server(facts, keys, tls), settings.hostname, settings.grpc_port
     )
-    url = url_of(listener, "http" if tls is None else "https")
-    logger.info("ready on %s", url, extra={"fields": {"event": "ready", "url": url}})
+    _say_ready(listener, metrics, "http" if tls is None else "https")
     await stopping.wait()
-    server.stop()
+    for server in servers:
+        server.stop()
     await asyncio.gather(running, grpc_calls.end())
+
+
+def _say_ready(listener: socket.socket, metrics: socket.socket | None, scheme: str) -> None:
+    url = url_of(listener, scheme)
+    fields = {"event": "ready", "url": url}
+    if metrics is not None:
+        fields["metrics"] = f"{url_of(metrics, scheme)}{METRICS_PATH}"
+    logger.info("ready on %s", url, extra={"fields": fields})
 
 
 async def _either(event: asyncio.Event, stopping: asyncio.Event) -> bool:
@@ -208,11 +234,22 @@ async def _either(event: asyncio.Event, stopping: asyncio.Event) -> bool:
     return not stopping.is_set()
 
 
-def _listener(settings: IngressSettings) -> socket.socket:
-    try:
-        return bind(settings.hostname, settings.port)
-    except OSError as error:
-        raise cannot_listen(settings.hostname, settings.port, error.strerror) from error
+@contextlib.contextmanager
+def _listeners(
+    settings: IngressSettings,
+) -> Iterator[tuple[socket.socket, socket.socket | None]]:
+    """Bind the sockets for clients, and for who reads the metrics; StartupError."""
+    with contextlib.ExitStack() as stack:
+
+        def bound(port: int, *, shares_port: bool = False) -> socket.socket:
+            try:
+                return stack.enter_context(bind(settings.hostname, port, shares_port=shares_port))
+            except OSError as error:
+                raise cannot_listen(settings.hostname, port, error.strerror) from error
+
+        clients = bound(settings.port, shares_port=settings.shares_port)
+        metrics = None if settings.metrics_port is None else bound(settings.metrics_port)
+        yield clients, metrics
 
 
 def _keys(settings: IngressSettings) -> KeyStore:

@@ -16,6 +16,11 @@ from lorax_router.http_api.responses import error_response
 
 # A POST to these changes what a server has: it is every replica's.
 _MANAGING = ("/v1/adapters/", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+# Of these, what is done where there is nothing to do.
+_TAKING_BACK = (
+    "/v1/adapters/unload", "/v1/adapters/unpin", "/v1/adapters/reload", "/v1/unload_lora_adapter",
+)  # fmt: skip
+_NOT_LOADED = 404
 
 
 class IngressCalls:
@@ -56,11 +61,14 @@ class IngressCalls:
         except PayloadTooLargeError as error:
             await error_response(error)(scope, receive, send)
             return
-        async with self._fleet.managed.noting(self._fleet.replicas):
+        async with self._fleet.managed.noting():
             answers = await self._answers(scope, body)
         if not answers:
             await error_response(_nobody())(scope, receive, send)
             return
+        if scope["path"] in _TAKING_BACK:
+            # An adapter that requests brought need not be everywhere.
+            answers = [each for each in answers if each.status != _NOT_LOADED] or answers
         worst = max(answers, key=lambda each: each.status)
         response = Response(worst.body, worst.status)
         response.raw_headers = worst.headers

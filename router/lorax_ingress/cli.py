@@ -35,6 +35,17 @@ _FILE = click.Path(exists=True, dir_okay=False)
     help="Port of the gRPC service lorax.v1, its health and reflection (default: not served).",
 )
 @click.option(
+    "--share-port",
+    "shares_port",
+    is_flag=True,
+    help="Let other ingresses of this machine that share it, too, listen at the same ports.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Port of --hostname that serves this one's /metrics alone (default: not served).",
+)
+@click.option(
     "--tls-dir",
     type=click.Path(exists=True, file_okay=False),
     help="Folder with ca.pem, cert.pem and key.pem for the links to servers over TCP.",

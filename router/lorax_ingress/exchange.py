@@ -1,19 +1,17 @@
-"""Has all replicas have what was managed by hand, those that are attached later too."""
+"""Has all replicas have what was managed by hand, through whichever ingress, and when they come later."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 from lorax_contract.errors import LoraxError
 from lorax_ingress.managed import ManagedBook
 from lorax_router.fronts.core_facts import CoreFacts
-from lorax_router.service.adapters.managed import ManagedAdapters, TakenBack
-
-_NOTHING, _NOTHING_GONE = ManagedAdapters(), TakenBack()
+from lorax_router.service.adapters.managed import ManagedChange
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +19,8 @@ logger = logging.getLogger(__name__)
 class ManagedCalls(Protocol):
     """Says what was managed by hand at a replica."""
 
-    async def managed(self, elsewhere: ManagedAdapters, gone: TakenBack) -> ManagedAdapters:
-        """Return it; the replica takes back what is gone and takes over what was elsewhere.
-
-        Raises LoraxError.
-        """
+    async def managed(self, changes: Sequence[ManagedChange]) -> list[ManagedChange]:
+        """Return it; the replica takes over what it is told. Raises LoraxError."""
 
 
 class ManagedReplica(Protocol):
@@ -43,53 +38,68 @@ class ManagedReplica(Protocol):
 
 
 class ManagedExchange:
-    """Owns the book of what was managed; used in one event loop."""
+    """Owns the book of what was managed; used in one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        replicas: those that are attached now, by name.
+    """
+
+    def __init__(self, replicas: Mapping[str, ManagedReplica]) -> None:
         self.book = ManagedBook()
+        self._replicas = replicas
         self._telling: set[asyncio.Task[None]] = set()
 
     def attached(self, replica: ManagedReplica) -> None:
-        """Tell a replica, before anything is asked of it, what the others have."""
-        if _answers(replica):
-            task = asyncio.get_running_loop().create_task(self._tell(replica))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+        """Tell a replica, before anything is asked of it, what the others have.
 
-    async def _tell(self, replica: ManagedReplica) -> None:
-        told = await _asked(replica, self.book.all(), self.book.gone_for(replica.name))
-        if told is not None:
-            self.book.told(told)
+        One of them is asked, too: it knows what was managed through other ingresses.
+        """
+        if _answers(replica):
+            self._start(replica, self.book.all())
+            for witness in self._others(replica)[:1]:
+                self._start(witness)
+
+    def _start(self, replica: ManagedReplica, changes: Sequence[ManagedChange] = ()) -> None:
+        task = asyncio.get_running_loop().create_task(self._tell(replica, changes))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, replica: ManagedReplica, changes: Sequence[ManagedChange]) -> None:
+        """Tell a replica; what is new of what it answers, the others are told."""
+        if news := self.book.told(await _asked(replica, changes)):
+            for other in self._others(replica):
+                self._start(other, news)
+
+    def _others(self, replica: ManagedReplica) -> list[ManagedReplica]:
+        return [
+            each for each in self._replicas.values() if each is not replica and _answers(each)
+        ]  # fmt: skip
 
     @asynccontextmanager
-    async def noting(self, replicas: Mapping[str, ManagedReplica]) -> AsyncIterator[None]:
-        """Take note of what a call to all replicas changes, by what one of them says before and after.
+    async def noting(self) -> AsyncIterator[None]:
+        """Take note of what a call to all replicas changes, by what one of them says after it.
 
         Those that were attached meanwhile are told of it.
         """
-        witness = next((each for each in replicas.values() if _answers(each)), None)
-        before = None if witness is None else await _asked(witness)
-        present = set(replicas)
+        present = {**self._replicas}
         yield
-        after = None if witness is None else await _asked(witness)
-        if before is not None and after is not None and before != after:
-            self.book.changed(before, after)
-            for name in replicas.keys() - present:
-                self.attached(replicas[name])
+        asked = [each for each in present.values() if _answers(each)]
+        if asked:
+            self.book.told(await _asked(asked[0]))
+        for name in self._replicas.keys() - present.keys():
+            self.attached(self._replicas[name])
 
 
 def _answers(replica: ManagedReplica) -> bool:
-    return replica.facts is not None and replica.facts.takes_managed
+    return replica.facts is not None and replica.facts.takes_changes
 
 
 async def _asked(
-    replica: ManagedReplica,
-    elsewhere: ManagedAdapters = _NOTHING,
-    gone: TakenBack = _NOTHING_GONE,
-) -> ManagedAdapters | None:
-    """Return what a replica has; None: it is gone, or cannot say."""
+    replica: ManagedReplica, changes: Sequence[ManagedChange] = ()
+) -> list[ManagedChange]:
+    """Return what a replica knows, which is told of changes; nothing if it is gone, or cannot say."""
     try:
-        return await replica.managing.managed(elsewhere, gone)
+        return await replica.managing.managed(changes)
     except LoraxError as error:
         logger.warning("replica %s does not say what was managed there: %s", replica.name, error)
-        return None
+        return []

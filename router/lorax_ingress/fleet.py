@@ -88,7 +88,7 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}
         self._views = self._metrics.views
         self.aliases = ReplicaAliases()
-        self.managed = ManagedExchange()
+        self.managed = ManagedExchange(self.replicas)
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
         self._shares, self._quotas = ServiceExchange(), ServiceExchange()
@@ -155,7 +155,6 @@ class Fleet:
             self._shares.leave(name)
             self._quotas.leave(name)
             self._queued.leave(name)
-            self.managed.book.left(name)
             self._views.pop(name, None)
             self._router.forget(name)
             self._metrics.lost(name)

@@ -1,121 +1,63 @@
-"""What was managed by hand through an ingress, kept for replicas that are attached later."""
+"""What was managed by hand, as an ingress knows it of the replicas, and tells those that come later."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, TypeVar
 
-from lorax_contract.adapters import AdapterRef
-from lorax_router.service.adapters.managed import ManagedAdapters, ManagedName, TakenBack
-from lorax_router.service.adapters.registry import Pin
+from lorax_router.service.adapters.managed import ManagedChange, ManagedKey, ManagedKind
 
-_Key = TypeVar("_Key", Pin, AdapterRef)
-# Of each kind; what was told first goes first.
-_MAX_KEPT = 4096
+# What is remembered; what was taken back first goes first.
+_MAX_KEPT = 16_384
+# What one call did at several replicas is no further apart than so many seconds.
+_SAME_S = 5.0
 
 
 class ManagedBook:
-    """Names, pins and loads that all replicas are to have; no tokens.
+    """The last change of everything that replicas told of; no tokens.
 
-    A replica that is attached tells what it has, and is told the rest. What a call through this
-    ingress took back is not believed of replicas that were away meanwhile: they let it go.
+    Each ingress has one, and replicas have what is true: whatever an ingress does not know yet, the
+    next replica that it asks does.
 
     Args:
-        max_kept: of each kind, at most so many.
+        max_kept: so many changes at most.
     """
 
     def __init__(self, max_kept: int = _MAX_KEPT) -> None:
         self._max_kept = max_kept
-        self._names: OrderedDict[str, ManagedName] = OrderedDict()
-        self._pins: OrderedDict[Pin, None] = OrderedDict()
-        self._loads: OrderedDict[AdapterRef, None] = OrderedDict()
-        # What was taken back; a name that was given before that. Since when each is gone, counted.
-        self._gone: OrderedDict[str | Pin | AdapterRef, float] = OrderedDict()
-        self._gone_since: dict[str | Pin | AdapterRef, int] = {}
-        self.num_changes = 0
-        # How many changes each replica knows of that is away.
-        self._left_at: OrderedDict[str, int] = OrderedDict()
+        self._changes: dict[ManagedKey, ManagedChange] = {}
 
-    def all(self) -> ManagedAdapters:
-        """Return what a replica is to have."""
-        return ManagedAdapters(tuple(self._names.values()), tuple(self._pins), tuple(self._loads))
+    def all(self) -> list[ManagedChange]:
+        """Return what every replica is to know."""
+        return [*self._changes.values()]
 
-    def left(self, replica: str) -> None:
-        """A replica is gone: of what is taken back from now on it knows nothing."""
-        self._left_at[replica] = self.num_changes
-        self._left_at.move_to_end(replica)
-        _shorten(self._left_at, self._max_kept)
+    def told(self, changes: Iterable[ManagedChange]) -> list[ManagedChange]:
+        """Take over what a replica told; returns what the others may not know.
 
-    def gone_for(self, replica: str) -> TakenBack:
-        """Return what was taken back while a replica was away; all of it, if it was never here."""
-        since = self._left_at.get(replica, 0)
-        gone = {each: at for each, at in self._gone.items() if self._gone_since[each] > since}
-        return TakenBack(
-            {each: at for each, at in gone.items() if isinstance(each, str)},
-            tuple(each for each in gone if isinstance(each, Pin)),
-            tuple(each for each in gone if isinstance(each, AdapterRef)),
-        )
-
-    def told(self, managed: ManagedAdapters) -> None:
-        """A replica that is attached has so much; the younger of two names is believed."""
-        for name in managed.names:
-            known = self._names.get(name.name)
-            is_gone = self._gone.get(name.name, -1.0) >= name.created_at
-            if not is_gone and (known is None or known.created_at < name.created_at):
-                self._names[name.name] = name
-        self._pins |= dict.fromkeys(pin for pin in managed.pins if pin not in self._gone)
-        self._loads |= dict.fromkeys(ref for ref in managed.loads if ref not in self._gone)
+        What the same call did there a moment later is none of that.
+        """
+        news = []
+        for each in changes:
+            known = self._changes.get(each.key)
+            if known is not None and known.at >= each.at:
+                continue
+            self._changes[each.key] = each
+            if known is None or not _is_same(known, each):
+                news.append(each)
         self._bound()
-
-    def changed(self, before: ManagedAdapters, after: ManagedAdapters) -> bool:
-        """A call changed what a replica has; returns whether there is more than before."""
-        self.num_changes += 1
-        gone_before = dict(self._gone)
-        names, former = _by_name(after), _by_name(before)
-        for name in former.keys() - names.keys():
-            self._names.pop(name, None)
-            self._gone[name] = former[name].created_at
-        added = {each for each in names.values() if former.get(each.name) != each}
-        for each in added:
-            self._names[each.name] = each
-        new_pins = _changed(self._pins, self._gone, before.pins, after.pins)
-        new_loads = _changed(self._loads, self._gone, before.loads, after.loads)
-        for item, created_at in self._gone.items():
-            if gone_before.get(item) != created_at:
-                self._gone_since[item] = self.num_changes
-        self._bound()
-        return bool(added) or new_pins or new_loads
+        return news
 
     def _bound(self) -> None:
-        for each in (self._names, self._pins, self._loads, self._gone):
-            _shorten(each, self._max_kept)
-        self._gone_since = {each: self._gone_since[each] for each in self._gone}
+        num = len(self._changes) - self._max_kept
+        if num > 0:
+            for each in sorted(self._changes.values(), key=_worth)[:num]:
+                del self._changes[each.key]
 
 
-def _shorten(kept: OrderedDict[Any, Any], most: int) -> None:
-    while len(kept) > most:
-        kept.popitem(last=False)
+def _is_same(one: ManagedChange, other: ManagedChange) -> bool:
+    is_alike = (one.holds, one.target) == (other.holds, other.target)
+    return is_alike and abs(one.at - other.at) <= _SAME_S
 
 
-def _by_name(managed: ManagedAdapters) -> dict[str, ManagedName]:
-    return {each.name: each for each in managed.names}
-
-
-def _changed(
-    kept: OrderedDict[_Key, None],
-    gone: OrderedDict[Any, float],
-    before: Iterable[_Key],
-    after: Iterable[_Key],
-) -> bool:
-    """Take over what came and what went; returns whether anything came."""
-    had, has = dict.fromkeys(before), dict.fromkeys(after)
-    for each in had:
-        if each not in has:
-            kept.pop(each, None)
-            gone[each] = 0.0
-    added = [each for each in has if each not in had]
-    for each in added:
-        gone.pop(each, None)
-        kept[each] = None
-    return bool(added)
+def _worth(change: ManagedChange) -> tuple[bool, float]:
+    """Order changes by how little is lost with them."""
+    return change.holds and change.kind is not ManagedKind.RELOAD, change.at

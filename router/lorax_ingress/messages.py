@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from lorax_contract.errors import UnhealthyError
+from lorax_contract.errors import AdapterNotLoadedError, UnhealthyError
 from lorax_ingress.fleet import Fleet, Replica
 from lorax_proto import lorax_pb2 as pb
 from lorax_router.grpc_api.boundary import PublicCall
@@ -78,16 +78,24 @@ class FleetServicer(GeneratingServicer):
         self, request: pb.UnloadAdapterRequest, call: PublicCall
     ) -> pb.UnloadAdapterResponse:
         """Answer when its memory is free on all replicas."""
-        return await self._by_all(request, call, pb.UnloadAdapterResponse)
+        return await self._by_all(request, call, pb.UnloadAdapterResponse, may_lack=True)
 
     async def _by_one(self, request: Message, call: PublicCall, kind: type[Answer]) -> Answer:
         return await _ask(self._fleet.lightest(self._taking()), request, call, kind)
 
-    async def _by_all(self, request: Message, call: PublicCall, kind: type[Answer]) -> Answer:
-        """Return what the first one says, or what went wrong at one once all have answered."""
-        async with self._fleet.managed.noting(self._fleet.replicas):
+    async def _by_all(
+        self, request: Message, call: PublicCall, kind: type[Answer], *, may_lack: bool = False
+    ) -> Answer:
+        """Return what the first one says, or what went wrong at one once all have answered.
+
+        ``may_lack``: it is enough if one of them knows the adapter, which requests may have brought.
+        """
+        async with self._fleet.managed.noting():
             asked = [_ask(each, request, call, kind) for each in self._taking()]
             answers: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
+        if may_lack:
+            found = [each for each in answers if not isinstance(each, AdapterNotLoadedError)]
+            answers = found or answers
         for each in answers:
             if isinstance(each, BaseException):
                 raise each

@@ -68,8 +68,8 @@ class AttachingFleet:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def ask(self, adapter: str | None = None, num: int = 5) -> list[int]:
-        result = await self.service.generate(request(adapter, num))
+    async def ask(self, adapter: str | None = None, num: int = 5, **params: Any) -> list[int]:
+        result = await self.service.generate(request(adapter, num, **params))
         return [*result.sequences[0].tokens.ids]
 
 

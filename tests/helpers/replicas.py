@@ -28,7 +28,7 @@ from lorax_router.service.chat.parser_book import ParserBook
 FACTS = CoreFacts(
     model_id="fake", served_model_names=[], model_device_type="cpu", max_total_tokens=200,
     max_body_bytes=1 << 20, default_adapter_source="local", adapter_refusal=None,
-    takes_messages=True, takes_managed=True, takes_preloads=True,
+    takes_messages=True, takes_changes=True, takes_preloads=True,
 )  # fmt: skip
 ADAPTERS = ("poet", "pirate")
 

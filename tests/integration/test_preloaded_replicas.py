@@ -14,8 +14,8 @@ from tests.helpers.in_loop import in_loop
 from tests.helpers.replicas import FACTS
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason
-from lorax_router.service.adapters.managed import ManagedAdapters
 from lorax_router.service.adapters.preloading import Preloader
+from lorax_router.service.adapters.registry import Remembered
 from lorax_router.service.callers import Caller
 
 NAMES = [f"adapter{number}" for number in range(4)]
@@ -57,8 +57,7 @@ async def test_a_replica_that_joins_has_what_it_is_home_of_before_any_request(
         assert {replica for replica, _ in made.fleet._metrics._routed} == {"a"}
         assert made.fleet._metrics._preloads["b"] == len(resident(second))
         # It is nothing that anybody managed by hand.
-        known = ManagedAdapters.of(second.parts.adapters.registry.read())
-        assert known == ManagedAdapters()
+        assert second.parts.adapters.registry.read() == Remembered()
 
 
 @in_loop

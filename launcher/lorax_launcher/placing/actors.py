@@ -83,7 +83,7 @@ class RankActor:
 
 
 class IngressActor:
-    """The ingress of a service."""
+    """An ingress of a service."""
 
     def __init__(self, spec: IngressSpec) -> None:
         logs.configure(bound={"process": "ingress-actor"})
@@ -95,8 +95,10 @@ class IngressActor:
         self._keeper.tell(places)
 
     async def status(self) -> dict[str, str]:
-        """Return where clients ask, and what went wrong last."""
-        return {"url": self._keeper.url, "error": self._keeper.error}
+        """Return where it is, where clients ask, and what went wrong last."""
+        keeper = self._keeper
+        about = {"url": keeper.url, "metrics": keeper.metrics, "error": keeper.error}
+        return {"host": own_place()[1], **about}
 
     async def close(self) -> None:
         """Finish what it has; returns once it has ended."""
@@ -110,7 +112,9 @@ class ControllerActor:
 
     def __init__(self, name: str, service: ServiceSpec) -> None:
         logs.configure(bound={"process": "controller"})
-        self._controller = Controller(RayCluster(name, GroupActor, RankActor), service)
+        self._controller = Controller(
+            RayCluster(name, GroupActor, RankActor, service.num_ingresses), service
+        )
         self._running = asyncio.get_running_loop().create_task(self._controller.run())
 
     async def status(self) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def check_answers(address: str) -> None:
     "--max-replicas", type=click.IntRange(1),
     help="Up to so many, by what waits and the KV memory that is taken. [default: --replicas]",
 )  # fmt: skip
-@click.option("--hostname", default="127.0.0.1", help="Address of this machine to listen at.")
+@click.option("--ingresses", "num_ingresses", default=1, type=click.IntRange(1),
+              help="Ingresses at the same port: with --tls-dir on as many machines as there are.")  # fmt: skip
+@click.option("--hostname", default="127.0.0.1", help="Address of each one's machine to listen at.")
 @click.option("--port", default=3000, type=click.IntRange(0, 65535), help="Port to listen at.")
 @click.option("--cpus", default=1.0, type=click.FloatRange(0), help="CPUs that Ray keeps for each.")
 @click.option("--gpus", default=0.0, type=click.FloatRange(0), help="GPUs that Ray keeps for each.")
@@ -71,11 +73,11 @@ def check_answers(address: str) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def up(
-    name: str, /, *, replicas: int, max_replicas: int | None, hostname: str, port: int,
-    ingress_option: tuple[str, ...], wait_s: float, tls_dir: str | None, resources: str,
+    name: str, /, *, replicas: int, max_replicas: int | None, num_ingresses: int, hostname: str,
+    port: int, ingress_option: tuple[str, ...], wait_s: float, tls_dir: str | None, resources: str,
     options: tuple[str, ...], **kept: Any,
 ) -> None:  # fmt: skip
-    """Start a service: as many servers, and an ingress on this machine in front of them.
+    """Start a service: as many servers, and ingresses in front of them, one on this machine.
 
     OPTIONS, after `--`, are those of lorax-launcher.
     """
@@ -91,9 +93,12 @@ def up(
         raise click.ClickException(
             "a server takes nothing of a machine; give --cpus, --gpus or --resources"
         )
-    wanted = ServiceSpec(group=group, least=replicas, most=max(max_replicas or 0, replicas))
+    most = max(max_replicas or 0, replicas)
+    wanted = ServiceSpec(group=group, num_ingresses=num_ingresses, least=replicas, most=most)
     more = tuple(f"--{each}" for each in ingress_option)
-    ingress = IngressSpec(hostname=hostname, port=port, tls_dir=tls_dir, options=more)
+    ingress = IngressSpec(
+        hostname=hostname, port=port, number=num_ingresses, tls_dir=tls_dir, options=more
+    )
     service.start_service(name, wanted, ingress)
     if wait_s and (wrong := _wait(name, replicas, wait_s)):
         service.end_service(name)
@@ -150,7 +155,7 @@ def down(name: str, wait_s: float) -> None:
     until = time.monotonic() + wait_s
     while _ask(name, "status")["groups"] and time.monotonic() < until:
         time.sleep(_PAUSE_S)
-    service.ask_ingress(name, "close", timeout_s=max(until - time.monotonic(), 1.0))
+    service.ask_ingresses(name, "close", timeout_s=max(until - time.monotonic(), 1.0))
     service.end_service(name)
 
 
@@ -172,8 +177,11 @@ def _status(name: str) -> dict[str, Any]:
     from lorax_launcher.placing import service
 
     known: dict[str, Any] = _ask(name, "status")
-    ingress = service.ask_ingress(name, "status")
-    return {**known, "url": ingress["url"], "error": known["error"] or ingress["error"]}
+    ingresses = service.ask_ingresses(name, "status")
+    urls = (each["url"] for each in ingresses if each["url"])
+    faults = (each["error"] for each in ingresses if each["error"])
+    about = {"url": next(urls, ""), "error": known["error"] or next(faults, "")}
+    return {**known, "ingresses": ingresses, **about}
 
 
 def _wait(name: str, least: int, wait_s: float) -> str:
@@ -190,17 +198,22 @@ def _wait(name: str, least: int, wait_s: float) -> str:
 
 
 def is_settled(known: Mapping[str, Any], least: int) -> bool:
-    """Whether all groups serve that are wanted, of one generation, and no others are there."""
+    """Whether all ingresses and all groups serve that are wanted, these of one generation."""
     groups: Sequence[Mapping[str, Any]] = known["groups"]
     are_new = all(
         each["state"] == "ready" and each["generation"] == known["generation"] for each in groups
     )
-    return bool(known["url"]) and are_new and len(groups) == known["wanted"] >= least
+    has_doors = all(each["url"] for each in known["ingresses"])
+    return bool(known["url"]) and has_doors and are_new and len(groups) == known["wanted"] >= least
 
 
 def _words(known: Mapping[str, Any]) -> str:
     head = f"{known['url'] or 'not ready'}: {known['wanted']} wanted"
     lines = [head + (f", at most {known['most']}" if known["most"] > known["least"] else "")]
+    if len(known["ingresses"]) > 1:
+        for each in known["ingresses"]:
+            state = "ready" if each["url"] else "not ready"
+            lines.append(f"  {each['name']:<10} {state:<9} {each['host']}  {each['metrics']}")
     for each in known["groups"]:
         load = f"{each.get('running', 0)} running, {each.get('queued', 0)} queued"
         where = f"{each.get('host', '-')} node {str(each.get('node', '-'))[:8]}"

@@ -1,4 +1,4 @@
-"""Keeps as many server groups as are wanted, and tells the ingress where they are."""
+"""Keeps as many server groups as are wanted, and tells the ingresses where they are."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class GroupCluster(Protocol):
     def find(self) -> dict[int, GroupHandle]:
         """Return the groups that there are, by number."""
 
-    async def tell_ingress(self, places: Mapping[str, str]) -> None:
+    async def tell_ingresses(self, places: Mapping[str, str]) -> None:
         """Say where replicas are."""
 
 
@@ -190,7 +190,7 @@ class Controller:
     # --- one look -----------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Hear all groups, do what has to be done now, and tell the ingress."""
+        """Hear all groups, do what has to be done now, and tell the ingresses."""
         await self._hear()
         now = self.clock()
         loads = [
@@ -199,7 +199,7 @@ class Controller:
         ]  # fmt: skip
         bounds = self.service.least, self.service.most
         self.wanted = self.autoscaler.wanted(loads, self.wanted, bounds, now)
-        await self.cluster.tell_ingress(self._places())
+        await self.cluster.tell_ingresses(self._places())
         views = [each.view for each in self.groups.values()]
         steps = next_steps(views, self.wanted, self.service.group.generation)
         for number in steps.drains:

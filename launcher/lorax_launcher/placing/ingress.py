@@ -1,4 +1,4 @@
-"""The ingress of a service: `lorax-ingress` as a child of an actor, told by a file where groups are."""
+"""An ingress of a service: `lorax-ingress` as a child of an actor, told by a file where groups are."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class IngressKeeper:
         self._is_ending = False
         # Where clients ask; empty while it takes no requests.
         self.url = ""
+        # Where its own metrics are, if it has a port for them.
+        self.metrics = ""
         self.error = ""
 
     def tell(self, places: Mapping[str, str]) -> None:
@@ -51,7 +53,7 @@ class IngressKeeper:
                 _INGRESS, ingress_options(self._spec, self._places), self._take
             )
             code = await self._program.run()
-            self.url = ""
+            self.url = self.metrics = ""
             if not self._is_ending:
                 self.error = self._program.wrong or f"lorax-ingress ended with {code}"
                 await asyncio.sleep(_PAUSE_S)
@@ -69,6 +71,7 @@ class IngressKeeper:
     def _take(self, record: Mapping[str, Any]) -> None:
         if record.get("event") == "ready":
             self.url, self.error = str(record["url"]), ""
+            self.metrics = str(record.get("metrics", ""))
 
 
 def ingress_options(spec: IngressSpec, places: Path) -> list[str]:
@@ -76,4 +79,7 @@ def ingress_options(spec: IngressSpec, places: Path) -> list[str]:
     own = ["--hostname", spec.hostname, "--port", str(spec.port), "--replica", f"file:{places}"]
     if spec.tls_dir is not None:
         own += ["--tls-dir", spec.tls_dir]
+    if spec.number > 1:
+        # Who asks at the port that they share hears one of them: each has one of its own for metrics.
+        own += ["--share-port", "--metrics-port", "0"]
     return [*own, *spec.options]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from lorax_launcher.placing.controller import GroupHandle, GroupLostError
 from lorax_launcher.placing.values import GroupReport, GroupSpec
 
-INGRESS = "ingress"
+_INGRESS = "ingress-"
 _GROUP, _RANK = "group-", "rank-"
 # An actor that has no machine yet answers nothing.
 _PATIENCE_S = 2.0
@@ -28,6 +29,28 @@ _PATIENCE_S = 2.0
 def own_place() -> tuple[str, str]:
     """Return this machine's name within Ray, and its address."""
     return ray.get_runtime_context().get_node_id(), str(ray.util.get_node_ip_address())
+
+
+def ingress_name(number: int) -> str:
+    """Return what the actor of an ingress is called; they count from 1."""
+    return f"{_INGRESS}{number}"
+
+
+def find_ingresses(name: str) -> dict[str, Any]:
+    """Return the actors of a service's ingresses by their names."""
+    namespace = namespace_of(name)
+    names = [each for each in _actors_in(namespace) if each.startswith(_INGRESS)]
+    numbers = sorted(int(each.removeprefix(_INGRESS)) for each in names)
+    return {
+        each: ray.get_actor(each, namespace=namespace) for each in map(ingress_name, numbers)
+    }  # fmt: skip
+
+
+def _actors_in(namespace: str) -> list[str]:
+    return [
+        each["name"] for each in ray.util.list_named_actors(all_namespaces=True)
+        if each["namespace"] == namespace
+    ]  # fmt: skip
 
 
 def connect(address: str, name: str) -> None:
@@ -81,12 +104,14 @@ class RayCluster:
         name: of the service.
         actor: the class of a group's actor, made of its specification and the actors of its ranks.
         rank_actor: the class of a rank's on another machine, made of the same specification.
+        num_ingresses: how many of them are told where groups are.
     """
 
-    def __init__(self, name: str, actor: type, rank_actor: type) -> None:
+    def __init__(self, name: str, actor: type, rank_actor: type, num_ingresses: int = 1) -> None:
         self._namespace = namespace_of(name)
         self._actor = actor
         self._rank_actor = rank_actor
+        self._ingresses = [ingress_name(number + 1) for number in range(num_ingresses)]
 
     def place(self, number: int, spec: GroupSpec) -> GroupHandle:
         """Start a group as soon as there is room; ranks have a machine each."""
@@ -108,10 +133,7 @@ class RayCluster:
 
     def find(self) -> dict[int, GroupHandle]:
         """Return the groups that there are, by number."""
-        names = [
-            each["name"] for each in ray.util.list_named_actors(all_namespaces=True)
-            if each["namespace"] == self._namespace
-        ]  # fmt: skip
+        names = _actors_in(self._namespace)
         numbers = [int(name.removeprefix(_GROUP)) for name in names if name.startswith(_GROUP)]
         return {number: self._group(number, names) for number in numbers}
 
@@ -125,6 +147,9 @@ class RayCluster:
     def _room_of(self, number: int) -> str:
         return f"{self._namespace}-{_GROUP}{number}"
 
-    async def tell_ingress(self, places: Mapping[str, str]) -> None:
+    async def tell_ingresses(self, places: Mapping[str, str]) -> None:
         """Say where replicas are; an ingress that starts again is told at the next look."""
-        ray.get_actor(INGRESS, namespace=self._namespace).tell.remote(dict(places))
+        for name in self._ingresses:
+            # One whose machine is gone may be gone with it.
+            with suppress(ValueError):
+                ray.get_actor(name, namespace=self._namespace).tell.remote(dict(places))

@@ -50,10 +50,12 @@ class GroupSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressSpec:
-    """What the ingress of a service is started with."""
+    """What each ingress of a service is started with."""
 
     hostname: str
     port: int
+    # How many there are: on several machines where links between them are possible.
+    number: int = 1
     tls_dir: str | None = None
     # More of lorax-ingress.
     options: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class ServiceSpec:
     """What an operator wants."""
 
     group: GroupSpec
+    num_ingresses: int = 1
     # Replicas: as many, or between as many by what there is to do.
     least: int = 1
     most: int = 1

@@ -75,8 +75,9 @@ class AttachedFronts:
         await asyncio.sleep(0)
         await asyncio.gather(*self._closing)
         await self.load.close()
-        if self.parts.preloads is not None:
-            await self.parts.preloads.close()
+        for worker in (self.parts.preloads, self.parts.managed):
+            if worker is not None:
+                await worker.close()
 
     def _accept(self) -> Link:
         attached = _Attached(self, self._forget)

@@ -25,7 +25,7 @@ class CoreFacts(msgspec.Struct, frozen=True, kw_only=True):
     # Whether AskMessage is answered.
     takes_messages: bool = False
     # Whether AskManaged is.
-    takes_managed: bool = False
+    takes_changes: bool = False
     # Whether NotePreloads is taken.
     takes_preloads: bool = False
 
@@ -65,6 +65,6 @@ def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy
         default_adapter_source=config.default_adapter_source,
         adapter_refusal=selections.refusal,
         takes_messages=True,
-        takes_managed=True,
+        takes_changes=True,
         takes_preloads=True,
     )

@@ -220,10 +220,9 @@ class FrontDesk:
     async def _managed(self, asked: AskManaged) -> None:
         keeper = self._parts.managed
         assert keeper is not None
-        await keeper.take_back(asked.gone, asked.elsewhere)
-        taken = keeper.take_names(asked.elsewhere.names)
+        keeper.hear(asked.changes)
+        await keeper.take(asked.changes)
         self._send(TellManaged(asked.number, await keeper.known()))
-        await keeper.take_rest(taken, asked.elsewhere)
 
     async def _stream(self, asked: AskStream) -> None:
         number, columns = asked.number, self._columns

@@ -17,7 +17,7 @@ from lorax_contract.step import Alternatives, TokenColumns
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
 from lorax_router.fronts.faults import Fault
 from lorax_router.fronts.values import PackedOpening, PackedRequest, PackedResult
-from lorax_router.service.adapters.managed import ManagedAdapters, TakenBack
+from lorax_router.service.adapters.managed import ManagedChange
 from lorax_router.service.callers import Caller
 from lorax_router.service.origin import Origin
 from lorax_router.service.results import AdapterUse, Timings
@@ -157,14 +157,12 @@ class AskMessage(FromFront, frozen=True):
 class AskManaged(FromFront, frozen=True):
     """What was managed by hand; answered by TellManaged or TellFault.
 
-    The core takes over what it is told here: names before any message that follows, the rest beside
-    the work that it has.
+    The core takes over what it is told here: what names stand for before any message that follows,
+    the rest beside the work that it has.
     """
 
     number: int
-    elsewhere: ManagedAdapters
-    # What was taken back while the core was away; before all else.
-    gone: TakenBack = TakenBack()
+    changes: list[ManagedChange]
 
 
 class NotePreloads(FromFront, frozen=True):
@@ -289,7 +287,7 @@ class TellManaged(FromCore, frozen=True):
     """What was managed by hand here."""
 
     number: int
-    managed: ManagedAdapters
+    changes: list[ManagedChange]
 
 
 class TellAliases(FromCore, frozen=True):

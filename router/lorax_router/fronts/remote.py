@@ -41,7 +41,7 @@ from lorax_router.fronts.messages import (
 )
 from lorax_router.fronts.remote_stream import RemoteStream
 from lorax_router.fronts.values import pack_request, unpack_opening, unpack_result
-from lorax_router.service.adapters.managed import ManagedAdapters, TakenBack
+from lorax_router.service.adapters.managed import ManagedChange
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.generation import ignore_adapter
@@ -120,14 +120,11 @@ class RemoteService:
         """Tell the core which adapters requests may come for."""
         self._send(encode(NotePreloads(refs)))
 
-    async def managed(self, elsewhere: ManagedAdapters, gone: TakenBack) -> ManagedAdapters:
-        """Return what was managed by hand at the core, which takes over what was elsewhere.
-
-        What is gone it takes back before that.
-        """
+    async def managed(self, changes: Sequence[ManagedChange]) -> list[ManagedChange]:
+        """Return what was managed by hand at the core, which takes over what was elsewhere."""
         number = next(self._numbers)
-        told: TellManaged = await self._ask(number, AskManaged(number, elsewhere, gone), ANYBODY)
-        return told.managed
+        told: TellManaged = await self._ask(number, AskManaged(number, [*changes]), ANYBODY)
+        return told.changes
 
     async def generate_stream(
         self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter

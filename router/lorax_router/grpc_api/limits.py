@@ -38,12 +38,14 @@ class CallLimits:
     # Written and not read: of one call, and of all.
     max_unread_bytes: int = 1 << 20
     max_all_unread_bytes: int = 128 << 20
+    # Whether other processes that want that, too, may listen at the same port.
+    shares_port: bool = False
 
     def server_options(self) -> list[tuple[str, int]]:
         """The same, as far as the library sees to it."""
         return [
-            # Two listeners on one port would share its calls without a word.
-            ("grpc.so_reuseport", 0),
+            # Where nobody wants it, two listeners would share a port's calls without a word.
+            ("grpc.so_reuseport", int(self.shares_port)),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),

@@ -21,8 +21,12 @@ _SO_ATTACH_FILTER = 26
 _DROP_ALL = (0x06, 0, 0, 0)
 
 
-def bind(hostname: str, port: int) -> socket.socket:
-    """Return a TCP socket bound to an address, not yet listening; raises OSError."""
+def bind(hostname: str, port: int, *, shares_port: bool = False) -> socket.socket:
+    """Return a TCP socket bound to an address, not yet listening; raises OSError.
+
+    ``shares_port``: other processes of this user that share it, too, may listen there as well; the
+    system gives each connection to one of those that listen.
+    """
     address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
         0
     ]
@@ -30,6 +34,8 @@ def bind(hostname: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         _prepare(listener)
         listener.bind(where)
     except OSError:

@@ -33,14 +33,16 @@ def test_where_nobody_listens_nobody_is_waited_for() -> None:
 
 def known(**values: Any) -> dict[str, Any]:
     group = {"state": "ready", "generation": 1}
-    return {"url": "http://h:1", "wanted": 1, "generation": 1, "groups": [group]} | values
+    about = {"url": "http://h:1", "ingresses": [{"url": "http://h:1"}]}
+    return {**about, "wanted": 1, "generation": 1, "groups": [group]} | values
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
         ({}, True),
-        ({"url": ""}, False),
+        ({"url": "", "ingresses": []}, False),
+        ({"ingresses": [{"url": "http://h:1"}, {"url": ""}]}, False),
         ({"wanted": 2}, False),
         ({"generation": 2}, False),
         ({"groups": [{"state": "starting", "generation": 1}]}, False),
@@ -63,7 +65,9 @@ class Service(types.ModuleType):
     def is_there(self, name): talk("(raylet) a node died"); return True
     def ask_controller(self, name, method, *arguments):
         return {"groups": [], "wanted": 1, "least": 1, "most": 1, "error": ""}
-    def ask_ingress(self, name, method): return {"url": "http://h:1", "error": ""}
+    def ask_ingresses(self, name, method):
+        about = {"host": "h", "metrics": "http://h:2/metrics", "error": ""}
+        return [{"name": f"ingress-{n}", "url": f"http://h:{n}", **about} for n in (1, 2)]
 
 class Cluster(types.ModuleType):
     def connect(self, address, name): talk("connected to Ray")
@@ -85,6 +89,7 @@ def test_what_ray_says_is_not_among_the_answer(options: list[str]) -> None:
     if options:
         assert json.loads(done.stdout)["url"] == "http://h:1"
     else:
-        assert done.stdout == "http://h:1: 1 wanted\n"
+        ingresses = [f"  ingress-{n}  ready     h  http://h:2/metrics" for n in (1, 2)]
+        assert done.stdout.splitlines() == ["http://h:1: 1 wanted", *ingresses]
     assert done.stderr.count("a node died") == 3
     assert done.stderr.count("connected to Ray") == 3

@@ -66,7 +66,7 @@ class PlayedCluster:
     def find(self) -> dict[int, GroupHandle]:
         return {number: each for number, each in self.groups.items() if not each.is_removed}
 
-    async def tell_ingress(self, places: Mapping[str, str]) -> None:
+    async def tell_ingresses(self, places: Mapping[str, str]) -> None:
         self.places = dict(places)
 
     def alive(self) -> list[int]:

@@ -188,3 +188,13 @@ def test_the_file_of_places_is_what_the_ingress_reads() -> None:
     keeper.close()
     assert f"file:{keeper._places}" in words
     assert words[-3:] == ["--tls-dir", "/tls", "--wait-s=5"]
+
+
+def test_ingresses_of_one_service_share_a_port_and_have_one_each_for_metrics() -> None:
+    spec = IngressSpec(hostname="::", port=8000, number=2, options=("--metrics-port=9",))
+    words = ingress_options(spec, Path("places"))
+    assert words[-4:] == ["--share-port", "--metrics-port", "0", "--metrics-port=9"]
+    keeper = IngressKeeper(spec)
+    keeper._take({"event": "ready", "url": "http://h:8000", "metrics": "http://h:1/metrics"})
+    assert (keeper.url, keeper.metrics) == ("http://h:8000", "http://h:1/metrics")
+    keeper.close()

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from lorax_contract.step import AdapterHandle
 from lorax_router.core.ports import ShardClient
 from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection, CatalogEntry
+from lorax_router.service.adapters.selection import place_key
 from lorax_router.service.adapters.text import AdapterText, AdapterTexts
 from lorax_router.service.engine.port import AdapterEngine
 from lorax_router.service.keys.meters import UNMETERED, TenantMeter
@@ -184,6 +185,21 @@ class AdapterDirectory:
         """Return what some adapters were called otherwise that only their source could read."""
         return [other for other, (said, _) in self._spellings.items() if said in refs]
 
+    def keys_of(self, entries: Iterable[CatalogEntry]) -> list[str]:
+        """Return what ``place_key`` may call some entries, each once."""
+        stands_for = self.aliases.stands_for
+        selections: list[AdapterSelection] = []
+        refs: dict[AdapterRef, None] = {}
+        for entry in entries:
+            if entry.is_merge:
+                selections.append(entry.selection)
+            else:
+                refs |= dict.fromkeys(name.ref for name in entry.names.values())
+        # Who sends requests here knows no roots: to it a path below one is another name.
+        refs |= dict.fromkeys(self.other_spellings(refs))
+        selections += [AdapterSelection(refs=(ref,)) for ref in refs]
+        return [*dict.fromkeys(place_key(each, stands_for) for each in selections)]
+
     def _plain(self, ref: AdapterRef, at_least: float | None = None) -> AdapterRef:
         """Return the one spelling of a name, if what is known of it holds until then, or now."""
         ref = ref.plain
@@ -213,13 +229,14 @@ class AdapterDirectory:
         names, ref = self.catalog.names, self._plain(query.ref)
         if not query.refresh and (known := names.answer(ref, query.token)) is not None:
             return replace(known, timings={}, downloaded=False)
-        view = names.began(ref, query.token)
+        view, asked_at = names.began(ref, query.token), time.time()
         try:
             async with meter.fetching(ref, self._shards.adapter_tiers):
                 # In the caller's spelling: what it means may have changed.
                 fetched = await self._shards.fetch_adapter(replace(query, ref=query.ref.plain))
             meter.fetched(ref, fetched)
-            names.answered(self._spelled(query.ref.plain, fetched), query.token, fetched)
+            spelled = self._spelled(query.ref.plain, fetched)
+            names.answered(spelled, query.token, fetched, asked_at)
         except AdapterUnavailableError as error:
             names.failed(view, error)
             raise
@@ -237,10 +254,11 @@ class AdapterDirectory:
         view = names.began(ref, None)
         try:
             while True:
+                asked_at = time.time()
                 fetched = await self.fetch_target(alias, meter, refresh=query.refresh)
                 now = self.aliases.find(ref.id)
                 if now is alias:
-                    names.answered(ref, None, fetched)
+                    names.answered(ref, None, fetched, asked_at)
                 # Who asked before the name was taken back gets what it stood for.
                 if now is alias or now is None:
                     return fetched

@@ -1,52 +1,50 @@
-"""What was managed by hand, as one server tells it another: names, pins and loads, without tokens."""
+"""What was managed by hand, as servers tell it each other: names, pins, loads, without tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum
 
 from lorax_contract.adapters import AdapterRef
-from lorax_router.service.adapters.registry import Pin, Remembered
 
 
-@dataclass(frozen=True, slots=True)
-class ManagedName:
-    """A name of the operator's choosing."""
+class ManagedKind(Enum):
+    """What was managed."""
 
-    name: str
+    # A name of the operator's choosing.
+    NAME = "name"
+    PIN = "pin"
+    LOAD = "load"
+    # Its source was asked anew. That holds for ever.
+    RELOAD = "reload"
+
+
+# What a change is about.
+ManagedKey = tuple[ManagedKind, AdapterRef, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagedChange:
+    """The last that was done by hand about one thing: it holds since then, or is taken back.
+
+    Of two about one thing the later one is true. So all who tell each other come to know the same,
+    whoever tells it, in whichever order and however often.
+    """
+
+    kind: ManagedKind
+    # The adapter; of a name, the name among all names.
     ref: AdapterRef
     # Unix time.
-    created_at: float
+    at: float
+    holds: bool = True
+    # Who keeps what is pinned; the empty one is the operator.
+    tenant: str = ""
+    # What a name stands for.
+    target: AdapterRef | None = None
     # Whether its adapter took a token, which is not told.
-    is_private: bool
+    is_private: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class ManagedAdapters:
-    """All that was managed by hand at a server and still holds."""
-
-    names: tuple[ManagedName, ...] = ()
-    pins: tuple[Pin, ...] = ()
-    # Loaded and not pinned, the latest last.
-    loads: tuple[AdapterRef, ...] = ()
-
-    @classmethod
-    def of(cls, remembered: Remembered) -> ManagedAdapters:
-        """Return what a server remembers."""
-        names = tuple(
-            ManagedName(
-                each.name, each.target.refs[0], each.created_at,
-                each.name in remembered.private_names,
-            )
-            for each in remembered.names
-        )  # fmt: skip
-        return cls(names, remembered.pins, remembered.loads)
-
-
-@dataclass(frozen=True, slots=True)
-class TakenBack:
-    """What was managed by hand and is not any more."""
-
-    # Names, and when what they stood for was given them: what is younger stays.
-    names: dict[str, float] = field(default_factory=dict)
-    pins: tuple[Pin, ...] = ()
-    loads: tuple[AdapterRef, ...] = ()
+    @property
+    def key(self) -> ManagedKey:
+        """What it is about."""
+        return self.kind, self.ref, self.tenant

@@ -8,6 +8,7 @@ both are unknown to all others.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,7 +40,6 @@ from lorax_router.service.adapters.listing import (
 )
 from lorax_router.service.adapters.names import KnownName
 from lorax_router.service.adapters.registry import AdapterRegistry
-from lorax_router.service.adapters.selection import place_key
 from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.callers import OPERATOR, Caller
 from lorax_router.service.keys.meters import Meters
@@ -86,7 +86,7 @@ class AdapterManager:
         loaded, too.
         """
         caller.check_sees(selection.refs)
-        meter = self._meters.of(caller)
+        meter, begun_at = self._meters.of(caller), time.time()
         lease = await self.directory.acquire(selection, refresh=True, meter=meter)
         selection = self.directory.plain(selection)
         try:
@@ -97,19 +97,23 @@ class AdapterManager:
         finally:
             lease.release()
         if remember:
-            await self._remember(selection, caller if pin else None, is_private=lease.is_private)
+            pinned_by, is_private = caller if pin else None, lease.is_private
+            await self._remember(selection, pinned_by, is_private=is_private, at=begun_at)
         return await self._document(selection)
 
     async def _remember(
-        self, selection: AdapterSelection, pinned_by: Caller | None, *, is_private: bool
+        self, selection: AdapterSelection, pinned_by: Caller | None, *, is_private: bool, at: float
     ) -> None:
+        """Remember what is loaded, by when its source was asked: Unix time."""
         ref = selection.refs[0]
         if selection.merge is not None:
             return  # no name leads to it
         if pinned_by is not None:
-            await self.registry.pinned(ref, pinned_by.tenant, is_private=is_private)
-        elif not is_private:
-            await self.registry.loaded(ref)
+            await self.registry.pinned(ref, pinned_by.tenant, is_private=is_private, at=at)
+        elif is_private:
+            await self.registry.reloaded(ref, at)
+        else:
+            await self.registry.loaded(ref, at)
 
     async def name(
         self,
@@ -127,7 +131,7 @@ class AdapterManager:
         # A name must not lead a tenant out of its bounds.
         caller.check_sees([alias.ref, *alias.target.refs])
         self._check_free(alias, in_place=in_place)
-        meter = self._meters.of(caller)
+        meter, begun_at = self._meters.of(caller), time.time()
         fetched = await self.directory.fetch_target(alias, meter, refresh=True)
         await self.directory.check_text(alias, fetched)
         entry = self._catalog.place(alias.target, [fetched])
@@ -135,12 +139,13 @@ class AdapterManager:
             await self._catalog.engine.load_adapter(entry.handle)
             self._check_free(alias, in_place=in_place)
             self.directory.aliases.put(alias)
-            self._catalog.names.answered(alias.ref, None, fetched)
+            self._catalog.names.answered(alias.ref, None, fetched, begun_at)
             self._catalog.place(alias.selection, [fetched])
             if pin:
                 await self._bring(entry, alias.selection, caller)
         await self.registry.named(alias)
-        await self._remember(alias.selection, caller if pin else None, is_private=False)
+        pinned_by = caller if pin else None
+        await self._remember(alias.selection, pinned_by, is_private=False, at=begun_at)
         return await self._document(alias.selection)
 
     def _check_free(self, alias: Alias, *, in_place: bool) -> None:
@@ -155,9 +160,10 @@ class AdapterManager:
         selection = self.directory.plain(selection)
         name, entry = await self._required(selection, caller)
         self._check_pins(name, caller)
+        begun_at = time.time()
         with self._held(entry):
             await self._bring(entry, selection, caller)
-        await self._remember(selection, caller, is_private=not name.is_public)
+        await self._remember(selection, caller, is_private=not name.is_public, at=begun_at)
         return await self._document(selection)
 
     async def unpin(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
@@ -166,13 +172,25 @@ class AdapterManager:
         An admin lets it go for all. AdapterNotLoadedError if the name is not known.
         """
         selection = self.directory.plain(selection)
+        if caller.is_admin:
+            # Also if it is not here: servers that are away may have it.
+            await self.registry.unpinned(selection.refs[0], None)
         name, entry = await self._required(selection, caller)
-        name.pinned_by -= set(name.pinned_by) if caller.is_admin else {caller.tenant}
+        self._unpin(name, entry, {*name.pinned_by} if caller.is_admin else {caller.tenant})
+        if not caller.is_admin:
+            await self.registry.unpinned(selection.refs[0], caller.tenant)
+        return await self._document(selection)
+
+    def unpin_elsewhere(self, ref: AdapterRef, tenant: str) -> None:
+        """Let a tenant's pin go that was taken back at another server."""
+        name = self._named(ref)
+        if name is not None and (entry := self._catalog.entry_of(name)) is not None:
+            self._unpin(name, entry, {tenant})
+
+    def _unpin(self, name: KnownName, entry: CatalogEntry, tenants: set[str]) -> None:
+        name.pinned_by -= tenants
         if not self._catalog.is_pinned(entry):
             self._catalog.engine.unpin_adapter(entry.handle)
-        tenant = None if caller.is_admin else caller.tenant
-        await self.registry.unpinned(selection.refs[0], tenant)
-        return await self._document(selection)
 
     async def reload(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
         """Ask the source of a name anew; requests under way finish with what they have.
@@ -182,7 +200,11 @@ class AdapterManager:
         """
         selection = self.directory.plain(selection)
         ref = selection.refs[0]
-        name = self._catalog.names.find(ref) if caller.sees(ref) else None
+        if not caller.sees(ref):
+            raise not_loaded(ref)
+        # Also if it is not here: servers that are away may have it.
+        await self.registry.reloaded(ref)
+        name = self._catalog.names.find(ref)
         if name is None or self._catalog.names.any_view(name, selection.token) is None:
             raise not_loaded(ref)
         before = name.content_key
@@ -205,6 +227,8 @@ class AdapterManager:
         if not caller.sees(ref):
             raise not_loaded(ref)
         alias = self.directory.aliases.drop(ref.id) if ref.source == ALIAS_SOURCE else None
+        # Also if it is not here: servers that are away may have it.
+        noting = self.directory.start(self.registry.unloaded(ref))
         freed = {"device": 0, "host": 0, "disk": 0}
         shared_with: list[str] = []
         try:
@@ -212,13 +236,14 @@ class AdapterManager:
         except AdapterNotLoadedError:
             # A name may be there whose adapter never was, or was forgotten.
             if alias is None:
+                await asyncio.shield(noting)
                 raise
             if (known := self._catalog.names.find(ref)) is not None:
                 self._catalog.forget(known)
         else:
             others = await self._unload(name, entry, selection, alias, freed)
             shared_with = [str(other) for other in others if caller.sees(other)]
-        await self.registry.unloaded(ref, alias)
+        await asyncio.shield(noting)
         return {
             "adapter_id": ref.id,
             "adapter_source": ref.source,
@@ -227,6 +252,28 @@ class AdapterManager:
             "freed": freed,
             "shared_with": shared_with,
         }
+
+    def expire(self, ref: AdapterRef, until: float) -> None:
+        """Have an adapter's source asked anew, where it was asked up to a Unix time."""
+        if (name := self._named(ref)) is not None:
+            self._catalog.names.expire(name, until)
+
+    async def unload_elsewhere(self, ref: AdapterRef, at: float) -> None:
+        """Free an adapter that was unloaded at another server, unless its source was asked since.
+
+        Whoever may use it: nobody has to know of it. ``at`` is Unix time.
+        """
+        name = self._named(ref)
+        if name is None or not self._catalog.names.expire(name, at):
+            return
+        if (entry := self._catalog.entry_of(name)) is None:
+            self._catalog.forget(name)
+        else:
+            await self._unload(name, entry, AdapterSelection(refs=(name.ref,)), None, {})
+
+    def _named(self, ref: AdapterRef) -> KnownName | None:
+        (plain,) = self.directory.plain(AdapterSelection(refs=(ref,))).refs
+        return self._catalog.names.find(plain)
 
     async def _unload(
         self,
@@ -356,7 +403,7 @@ class AdapterManager:
     def place_keys(self, handles: Iterable[AdapterHandle]) -> list[str]:
         """Return what ``place_key`` may call some adapters, private ones included; each once."""
         entries = [self._catalog.by_handle.get(handle) for handle in handles]
-        return self._keys(entry for entry in entries if entry is not None)
+        return self.directory.keys_of(entry for entry in entries if entry is not None)
 
     async def hosted_keys(self, most: int) -> list[str]:
         """Return the same of adapters in the shards' host memory that are not on the device.
@@ -366,24 +413,10 @@ class AdapterManager:
         entries = self._catalog.recently_held(most)
         parts = dict.fromkeys(part for entry in entries for part in entry.content.parts)
         host = (await self._shards.adapter_tiers([*parts])).host
-        return self._keys(
+        return self.directory.keys_of(
             entry for entry in entries
             if all(part.content_digest in host for part in entry.content.parts)
         )  # fmt: skip
-
-    def _keys(self, entries: Iterable[CatalogEntry]) -> list[str]:
-        stands_for = self.directory.aliases.stands_for
-        selections: list[AdapterSelection] = []
-        refs: dict[AdapterRef, None] = {}
-        for entry in entries:
-            if entry.is_merge:
-                selections.append(entry.selection)
-            else:
-                refs |= dict.fromkeys(name.ref for name in entry.names.values())
-        # Who sends requests here knows no roots: to it a path below one is another name.
-        refs |= dict.fromkeys(self.directory.other_spellings(refs))
-        selections += [AdapterSelection(refs=(ref,)) for ref in refs]
-        return [*dict.fromkeys(place_key(each, stands_for) for each in selections)]
 
     async def _document(self, selection: AdapterSelection) -> Document:
         """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""

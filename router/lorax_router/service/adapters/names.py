@@ -72,6 +72,8 @@ class NameView:
     # The last good answer, and until when nobody needs to ask again.
     fetched: FetchedAdapter | None = None
     holds_until: float = 0.0
+    # Unix time at which the source was asked for that.
+    asked_at: float = 0.0
     # Why there was none when these callers last asked; it stays until asking succeeds.
     failure: AdapterUnavailableError | None = None
 
@@ -178,8 +180,17 @@ class NameBook:
         self._count(view.name)
         return view
 
-    def answered(self, ref: AdapterRef, token: str | None, fetched: FetchedAdapter) -> None:
-        """The source let a caller have a name, which leads to ``fetched`` now."""
+    def answered(
+        self,
+        ref: AdapterRef,
+        token: str | None,
+        fetched: FetchedAdapter,
+        asked_at: float | None = None,
+    ) -> None:
+        """The source let a caller have a name, which leads to ``fetched`` now.
+
+        ``asked_at``: when it was asked, as Unix time; None: now.
+        """
         is_private = fetched.access == "token"
         if is_private and token is None:
             return
@@ -189,6 +200,7 @@ class NameBook:
         view.holds_until = self._clock() + fetched.valid_s
         own = name.views.get(self.scope_of(token))
         if not fetched.stale:
+            view.asked_at = time.time() if asked_at is None else asked_at
             name.failure = view.failure = None
             if own is not None:
                 own.failure = None
@@ -221,10 +233,12 @@ class NameBook:
             self.resolving.pop(str(name.ref), None)
         self._settle(view)
 
-    def expire(self, name: KnownName) -> None:
-        """Have the source asked anew, whoever comes."""
-        for view in name.views.values():
+    def expire(self, name: KnownName, until: float) -> bool:
+        """Have the source asked anew where it was asked up to a Unix time; whether that is all."""
+        old = [view for view in name.views.values() if view.asked_at <= until]
+        for view in old:
             view.holds_until = 0.0
+        return len(old) == len(name.views)
 
     def lead(self, name: KnownName, content_key: str | None) -> None:
         """Note which content a name leads to."""

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import sqlite3
 import stat
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_router.adapter_setup import bring_back, preload, restore_names
 from lorax_router.service.adapters.aliases import Alias
 from lorax_router.service.adapters.catalog import AdapterSelection
-from lorax_router.service.adapters.registry import AdapterRegistry
+from lorax_router.service.adapters.managed import ManagedChange, ManagedKind
+from lorax_router.service.adapters.registry import AdapterRegistry, Pin, Remembered
 from lorax_router.service.callers import Caller, Quotas
 
 TENANT = Caller(tenant="acme", quotas=Quotas(pins=2))
@@ -299,6 +302,99 @@ def test_the_latest_loads_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         await registry.named(Alias(name="n", target=selection("x")))
         await registry.named(Alias(name="n", target=selection("y")))
         assert [each.target.refs[0].id for each in registry.read().names] == ["y"]
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def change(name: str, at: float, kind: ManagedKind, **values: Any) -> ManagedChange:
+    return ManagedChange(kind=kind, ref=ref(name), at=at, **values)
+
+
+def test_the_later_of_what_was_done_here_and_elsewhere_is_true() -> None:
+    """However often and in whichever order it is told."""
+
+    async def scene() -> None:
+        registry = AdapterRegistry()
+        first, gone, again = (
+            change("poet", at, ManagedKind.LOAD, holds=holds)
+            for at, holds in ((10.0, True), (20.0, False), (30.0, True))
+        )
+        assert await registry.take([gone]) == [gone]
+        assert await registry.take([first, gone]) == []
+        assert registry.read().loads == ()
+        assert not await registry.holds(first)
+        assert await registry.take([again, gone]) == [again]
+        assert registry.read().loads == (ref("poet"),)
+        assert await registry.holds(first)
+        assert await registry.changes() == [again]
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def test_what_is_done_here_is_later_than_what_a_clock_ahead_of_ours_said() -> None:
+    async def scene() -> None:
+        registry = AdapterRegistry()
+        ahead = time.time() + 1000
+        await registry.take([change("poet", ahead, ManagedKind.LOAD, holds=False)])
+        await registry.loaded(ref("poet"))
+        assert registry.read().loads == (ref("poet"),)
+        await registry.take([change("poet", ahead + 1, ManagedKind.PIN)])
+        await registry.unloaded(ref("poet"))
+        assert registry.read() == Remembered()
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def test_what_is_unloaded_elsewhere_nobody_keeps() -> None:
+    async def scene() -> None:
+        registry = AdapterRegistry()
+        own = change("poet", 10.0, ManagedKind.PIN, tenant="acme")
+        later = change("poet", 30.0, ManagedKind.PIN)
+        await registry.take([own, later])
+        gone = change("poet", 20.0, ManagedKind.LOAD, holds=False)
+        assert await registry.take([gone]) == [gone, replace(own, at=20.0, holds=False)]
+        assert registry.read().pins == (Pin(ref("poet"), "", is_private=False),)
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def test_a_pin_of_the_options_is_not_taken_back_by_others() -> None:
+    async def scene() -> None:
+        registry = AdapterRegistry()
+        gone = change("poet", 20.0, ManagedKind.PIN, holds=False)
+        assert await registry.take([gone]) == []
+        assert await registry.changes() == [gone]
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def test_only_so_much_of_what_is_past_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorax_router.service.adapters.registry._MAX_PAST", 2)
+
+    async def scene() -> None:
+        registry = AdapterRegistry()
+        await registry.loaded(ref("kept"))
+        for name in ("a", "b", "c"):
+            await registry.unloaded(ref(name))
+        await registry.reloaded(ref("d"))
+        assert [each.ref.id for each in await registry.changes()] == ["kept", "c", "d"]
+        registry.close()
+
+    asyncio.run(scene())
+
+
+def test_where_nothing_can_be_written_all_that_is_told_is_done(tmp_path: Path) -> None:
+    async def scene() -> None:
+        (tmp_path / "file").write_text("")
+        registry = AdapterRegistry(str(tmp_path / "file" / "below a file"))
+        told = [change("poet", 20.0, ManagedKind.LOAD)]
+        assert await registry.take(told) == told
+        assert await registry.holds(told[0])
         registry.close()
 
     asyncio.run(scene())
