@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from lorax_shard.lora.assignment import Assignment, IdArray
+from lorax_shard.mixture.pairs import Pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,12 @@ class LoraGroup(ABC):
         for member, start in enumerate(columns):
             self.expand(shrunk, member, y[:, start:], rows)
 
+    def call(
+        self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor, rows: Assignment
+    ) -> tuple[int, bytes] | None:
+        """Return what adds the low-rank outputs of the only member to ``y``, as an Addition does."""
+        return None
+
     def reserve(self, *, ranks: int, widths: list[int]) -> None:
         """Fix the grids of launches for slots of so many ranks, and such widths of the members.
 
@@ -196,6 +203,13 @@ class LoraBackend(ABC):
         For slots that follow from what a step has computed; may wait for the device.
         """
         return Assignment(slots.cpu().numpy(), slots.device)
+
+    def assign_pairs(self, pairs: Pairs, slots: torch.Tensor, per_slot: int) -> Assignment:
+        """Return as rows the pairs of a step, by their tokens' slots (T int64, -1: none).
+
+        As ``assign``: the slot of a pair is its token's slot * per_slot + its expert.
+        """
+        return self.assign(pairs.numbers(slots, per_slot))
 
     @abstractmethod
     def make_group(self, num_members: int) -> LoraGroup:

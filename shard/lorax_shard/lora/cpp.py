@@ -19,11 +19,12 @@ import torch
 from lorax_shard.lora.assignment import Assignment, FixedAssignment, IdArray
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.host_rows import Extent, HostLines, HostRows, HostTable
+from lorax_shard.mixture.pairs import Pairs
 from lorax_shard.native import NativeFunction, load_library
 
 _SOURCE = Path(__file__).with_name("segments.cpp")
 # The fields of LoraCall.
-_FIELDS = struct.Struct("=10q").pack
+_FIELDS = struct.Struct("=11q").pack
 _LAYOUT = "cpp.layout"
 _KERNEL = "lorax_lora_apply"
 
@@ -78,11 +79,21 @@ class CppGroup(LoraGroup):
         """Keep the input: the kernel shrinks it while it expands."""
         if not (rows.is_fixed or rows.mask & self._lines.mask):
             return None
-        layout = rows.scratch.get(_LAYOUT)
+        return _Input(x if x.stride(1) == 1 else x.contiguous(), self._layout(rows))
+
+    def _layout(self, rows: Assignment) -> HostRows:
+        layout: HostRows | None = rows.scratch.get(_LAYOUT)
         if layout is None:
             layout = rows.scratch[_LAYOUT] = HostRows(self._extent, _library().lay_out)
             layout.write(rows.slot_of_row)
-        return _Input(x if x.stride(1) == 1 else x.contiguous(), layout)
+        return layout
+
+    def call(
+        self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor, rows: Assignment
+    ) -> tuple[int, bytes] | None:
+        """Return the kernel; inputs are read where they lie."""
+        fields = self._fields(self._layout(rows), x, tokens, y, 0, (0,))
+        return _library().apply.team_address, fields
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
         """Add one member's outputs."""
@@ -97,17 +108,26 @@ class CppGroup(LoraGroup):
     def _apply(
         self, shrunk: _Input | None, member: int, columns: tuple[int, ...], y: torch.Tensor
     ) -> None:
-        if shrunk is None:
-            return
+        if shrunk is not None:
+            x, shrunk.x = shrunk.x, None
+            _library().apply(self._fields(shrunk.layout, x, None, y, member, columns))
+
+    def _fields(
+        self,
+        layout: HostRows,
+        x: torch.Tensor | None,
+        tokens: torch.Tensor | None,
+        y: torch.Tensor,
+        member: int,
+        columns: tuple[int, ...],
+    ) -> bytes:
+        """Return what has ``x`` shrunk, unless there is none, and some members expanded."""
         assert y.stride(1) == 1, "the kernel writes contiguous columns"
-        x, shrunk.x = shrunk.x, None
-        _library().apply(
-            _FIELDS(
-                self._lines.address, shrunk.layout.address,
-                0 if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
-                y.data_ptr(), y.stride(0), self._starts(columns), member, len(columns),
-                torch.get_num_threads(),
-            )
+        return _FIELDS(
+            self._lines.address, layout.address,
+            0 if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
+            y.data_ptr(), y.stride(0), self._starts(columns), member, len(columns),
+            torch.get_num_threads(), 0 if tokens is None else tokens.data_ptr(),
         )  # fmt: skip
 
     def _starts(self, columns: tuple[int, ...]) -> int:
@@ -128,6 +148,10 @@ class CppLora(LoraBackend):
         self._extent = Extent()
         self._table = HostTable(self._extent)
         self._fixed = HostRows(self._extent, _library().lay_out)
+        self._pairs = HostRows(self._extent, _library().lay_out)
+        # Read through the layout alone, however many pairs a step has.
+        self._of_pairs = FixedAssignment(torch.empty(0, dtype=torch.int64))
+        self._of_pairs.scratch[_LAYOUT] = self._pairs
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -159,6 +183,11 @@ class CppLora(LoraBackend):
         rows = FixedAssignment(slots)
         self.read_slots(rows, slots)
         return rows
+
+    def assign_pairs(self, pairs: Pairs, slots: torch.Tensor, per_slot: int) -> Assignment:
+        """Return rows that lie where the last ones lay."""
+        self._pairs.write_pairs(slots, pairs.tokens, pairs.experts, per_slot)
+        return self._of_pairs
 
     def make_group(self, num_members: int) -> CppGroup:
         """Return an empty group."""

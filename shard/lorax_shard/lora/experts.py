@@ -9,16 +9,16 @@ bytes only those of experts are read that the step's tokens go to.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from lorax_shard.lora.assignment import BASE, Assignment
-from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.patches import CurrentStep, ModulePatch
 from lorax_shard.lora.sites import Site
-from lorax_shard.mixture.forward import AddTo, compute
+from lorax_shard.mixture.forward import Additions, compute
 from lorax_shard.mixture.layout import ExpertsLayout
 from lorax_shard.mixture.pairs import Pairs, route
 from lorax_shard.transfer import to_device
@@ -45,7 +45,6 @@ class ExpertsPatch(ModulePatch):
         self._groups = {name: backend.make_group(1) for name in sites}
         self._loaded: dict[int, list[str]] = {}
         self._widths = {name: site.widths[1] for name, site in sites.items()}
-        self._up, self._down = sites
         self._names = dict(zip((layout.up, layout.down), sites, strict=True))
 
     def load_part(self, slot: int, name: str, weights: ExpertsWeights) -> None:
@@ -81,9 +80,8 @@ class ExpertsPatch(ModulePatch):
         self._check_rows(len(x), rows)
         slots = _slots(rows, x.device)
 
-        def adding(pairs: Pairs) -> AddTo:
-            assigned = self._backend.assign(pairs.numbers(slots, self._per_slot))
-            return lambda name, x, y: self._add(self._names[name], x, y, assigned)
+        def adding(pairs: Pairs) -> Additions:
+            return self._additions(pairs, slots)
 
         return compute(self.site.module, self._layout, x, chosen, weights, adding)
 
@@ -96,18 +94,37 @@ class ExpertsPatch(ModulePatch):
         slots = torch.where(x.any(1), _slots(rows, x.device).repeat(num_experts), BASE)
         up, down = (module.get_parameter(each) for each in (self._layout.up, self._layout.down))
         pairs = route(experts[:, None], x, up, down)
-        assigned = self._backend.assign(pairs.numbers(slots, self._per_slot))
-        y = pairs.of_pairs(x, up, in_first=True)
-        self._add(self._up, x, y, assigned)
+        add = self._additions(pairs, slots)
+        y = pairs.multiply(x, None, up, add[self._layout.up], in_first=True)
         gate, up = y.chunk(2, dim=-1)
         x = up * module.act_fn(gate)
-        y = pairs.of_pairs(x, down, in_first=True)
-        self._add(self._down, x, y, assigned)
-        return y
+        return pairs.multiply(x, None, down, add[self._layout.down], in_first=True)
 
-    def _add(self, name: str, x: torch.Tensor, y: torch.Tensor, assigned: Assignment) -> None:
-        group = self._groups[name]
-        group.expand(group.shrink(x, assigned), 0, y, assigned)
+    def _additions(self, pairs: Pairs, slots: torch.Tensor) -> Additions:
+        """Return what the adapters of a step add, by parameter; ``slots`` are its tokens'."""
+        assigned = self._backend.assign_pairs(pairs, slots, self._per_slot)
+        return {
+            name: FactorsOfPairs(self._groups[of_site], assigned)
+            for name, of_site in self._names.items()
+        }
+
+
+class FactorsOfPairs(NamedTuple):
+    """What one parameter's low-rank matrices add to the product of a step's pairs."""
+
+    group: LoraGroup
+    rows: Assignment
+
+    def call(
+        self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor
+    ) -> tuple[int, bytes] | None:
+        """Return the native function and its fields, if the backend has one."""
+        return self.group.call(x, tokens, y, self.rows)
+
+    def add(self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor) -> None:
+        """Add to ``y`` now."""
+        x = x if tokens is None else x[tokens]
+        self.group.expand(self.group.shrink(x, self.rows), 0, y, self.rows)
 
 
 def _slots(rows: Assignment, device: torch.device) -> torch.Tensor:

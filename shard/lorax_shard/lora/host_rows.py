@@ -17,7 +17,7 @@ from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
 from lorax_shard.numbers import TYPES
 
 # The fields of LayoutCall.
-_FIELDS = struct.Struct("=5q").pack
+_FIELDS = struct.Struct("=8q").pack
 _FIRST_LINES = 8
 # Numbers in a line: of A, and of each member.
 _OF_A, _OF_MEMBER = 3, 6
@@ -54,16 +54,24 @@ class HostRows:
     def write(self, slot_of_row: IdArray) -> None:
         """Take the rows of another step (T slots, negative: none)."""
         slot_of_row = np.ascontiguousarray(slot_of_row, dtype=np.int64)
-        self._have_room(len(slot_of_row))
-        slots = self._group_of_slot
+        self._write(slot_of_row.ctypes.data, len(slot_of_row), (0, 0, 0))
+
+    def write_pairs(
+        self, slots: torch.Tensor, tokens: torch.Tensor, experts: torch.Tensor, per_slot: int
+    ) -> None:
+        """Take pairs of a token and an expert, by their tokens' slots (T int64, negative: none).
+
+        A pair's slot is its token's slot * per_slot + its expert.
+        """
+        slots, tokens, experts = slots.contiguous(), tokens.contiguous(), experts.contiguous()
+        pairs = (tokens.data_ptr(), experts.data_ptr(), per_slot)
+        self._write(slots.data_ptr(), len(tokens), pairs)
+
+    def _write(self, slots: int, num_rows: int, pairs: tuple[int, int, int]) -> None:
+        self._have_room(num_rows)
+        groups = self._group_of_slot
         self._lay_out(
-            _FIELDS(
-                self.address,
-                slot_of_row.ctypes.data,
-                len(slot_of_row),
-                slots.data_ptr(),
-                len(slots),
-            )
+            _FIELDS(self.address, slots, num_rows, groups.data_ptr(), len(groups), *pairs)
         )
 
     def _have_room(self, num_rows: int) -> None:

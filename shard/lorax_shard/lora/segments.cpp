@@ -194,6 +194,7 @@ struct LoraCall {
     int64_t first_member;
     int64_t num_members;
     int64_t num_threads;
+    const int64_t* x_rows;  // which of x each row reads; null: the one of its number
 };
 
 namespace {
@@ -206,7 +207,7 @@ class Rows {
         const Layout& layout = *call.layout;
         for (int64_t i = 0; i < count; ++i) {
             const int64_t row = layout.rows[block.first + i];
-            x[i] = call.x + row * call.x_stride;
+            x[i] = call.x + (call.x_rows ? call.x_rows[row] : row) * call.x_stride;
             y[i] = call.y + row * call.y_stride;
             h[i] = layout.h + (block.first + i) * layout.h_stride;
         }
@@ -460,10 +461,21 @@ class Plan {
 // What Python hands over with the rows of another step.
 struct LayoutCall {
     Layout* layout;  // with room for num_rows
-    const int64_t* slot_of_row;
+    const int64_t* slots;
     int64_t num_rows;
     int64_t* group_of_slot;  // -1 of each slot, and so it is left
     int64_t num_slots;       // none from here on is loaded in any group
+    // Of pairs of a token and an expert, else null: `slots` are the tokens', and an expert has
+    // matrices of its own in each of them.
+    const int64_t* tokens;
+    const int64_t* experts;
+    int64_t per_slot;
+
+    int64_t slot_of(int64_t row) const {
+        if (!tokens) return slots[row];
+        const int64_t slot = slots[tokens[row]];
+        return slot < 0 ? slot : slot * per_slot + experts[row];
+    }
 };
 
 // Groups rows by slot, in the order in which slots come first; rows of a group stay in their order.
@@ -474,7 +486,7 @@ extern "C" void lorax_lora_lay_out(const LayoutCall* call) {
     layout.num_groups = 0;
     layout.starts[0] = 0;
     for (int64_t row = 0; row < call->num_rows; ++row) {
-        const int64_t slot = call->slot_of_row[row];
+        const int64_t slot = call->slot_of(row);
         if (!is_used(slot)) continue;
         if (group_of[slot] < 0) {
             layout.slots[layout.num_groups] = slot;
@@ -486,7 +498,7 @@ extern "C" void lorax_lora_lay_out(const LayoutCall* call) {
     for (int64_t group = 0; group < layout.num_groups; ++group)
         layout.starts[group + 1] += layout.starts[group];
     for (int64_t row = 0; row < call->num_rows; ++row) {
-        const int64_t slot = call->slot_of_row[row];
+        const int64_t slot = call->slot_of(row);
         if (is_used(slot)) layout.rows[layout.starts[group_of[slot]]++] = row;
     }
     // Each start has become the next one's.

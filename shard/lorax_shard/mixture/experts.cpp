@@ -28,16 +28,6 @@ struct PairsCall {
     int64_t* places;   // tokens x k: which pair it is
 };
 
-// Which adapter of an expert each pair computes with: the number slot * per_slot + expert.
-struct NumbersCall {
-    const int64_t* slots;  // of each token; negative: none
-    const int64_t* tokens;
-    const int64_t* experts;
-    int64_t* numbers;
-    int64_t num_pairs;
-    int64_t per_slot;
-};
-
 // y[i] = W[expert of i] . x[token of i]
 struct ProductCall {
     const float* x;
@@ -52,6 +42,8 @@ struct ProductCall {
     int64_t num_in;
     int64_t num_out;
     int64_t num_threads;
+    // What all threads do when y is there, told by fields behind these; null: nothing.
+    void (*then)(const void*);
 };
 
 // out[t] = sum over j of weights[t, j] * y[places[t, j]]
@@ -234,20 +226,19 @@ extern "C" void lorax_experts_pairs(const PairsCall* call) {
     }
 }
 
-extern "C" void lorax_experts_numbers(const NumbersCall* call) {
-    for (int64_t pair = 0; pair < call->num_pairs; ++pair) {
-        const int64_t slot = call->slots[call->tokens[pair]];
-        call->numbers[pair] = slot < 0 ? -1 : slot * call->per_slot + call->experts[pair];
-    }
-}
-
 extern "C" void lorax_experts_product(const ProductCall* call) {
     const int64_t num_pairs = call->num_experts ? call->ends[call->num_experts - 1] : 0;
     const bool is_little = num_pairs * call->num_in * call->num_out < too_little;
     with_type(call->type, call->weight, [&](auto* weights) {
         const Shares shares(*call, weights);
 #pragma omp parallel num_threads(is_little ? 1 : call->num_threads)
-        shares.run();
+        {
+            shares.run();
+            if (call->then) {
+#pragma omp barrier
+                call->then(call + 1);
+            }
+        }
     });
 }
 

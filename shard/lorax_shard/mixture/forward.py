@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from lorax_shard.mixture.layout import ExpertsLayout
-from lorax_shard.mixture.pairs import Pairs, route
+from lorax_shard.mixture.pairs import Addition, Pairs, route
 
-# Adds to what a parameter's product gave (pairs x out), in place: the parameter's name, the
-# product's input (pairs x in), the product.
-AddTo = Callable[[str, torch.Tensor, torch.Tensor], None]
+# What is added to the products of parameters, by their names.
+Additions = Mapping[str, Addition]
 
 
 def compute(
@@ -21,22 +20,21 @@ def compute(
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
-    adding: Callable[[Pairs], AddTo] | None = None,
+    adding: Callable[[Pairs], Additions] | None = None,
 ) -> torch.Tensor:
     """Compute T x hidden for tokens of which each goes to k experts (T x k).
 
-    ``adding`` is asked once, with the step's pairs, for what is added to each product.
+    ``adding`` is asked once, with the step's pairs, for what is added to products.
     """
     weights = [module.get_parameter(name) for name in (layout.up, layout.down)]
     pairs = route(top_k_index, hidden_states, *weights)
-    add = None if adding is None else adding(pairs)
-    y = pairs.of_tokens(hidden_states, weights[0], in_first=layout.is_in_first)
-    if add is not None:
-        add(layout.up, hidden_states[pairs.tokens], y)
+    add: Additions = {} if adding is None else adding(pairs)
+    in_first = layout.is_in_first
+    y = pairs.multiply(
+        hidden_states, pairs.tokens, weights[0], add.get(layout.up), in_first=in_first
+    )
     y = _activated(module, _biased(module, layout.up, y, pairs))
-    x, y = y, pairs.of_pairs(y, weights[1], in_first=layout.is_in_first)
-    if add is not None:
-        add(layout.down, x, y)
+    y = pairs.multiply(y, None, weights[1], add.get(layout.down), in_first=in_first)
     y = _biased(module, layout.down, y, pairs)
     if getattr(module, "has_post_expert_norm", False):
         y = module.post_expert_norm(y)

@@ -13,7 +13,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
@@ -22,11 +22,28 @@ from lorax_shard.native import load_library
 from lorax_shard.numbers import TYPES
 
 _SOURCE = Path(__file__).with_name("experts.cpp")
-# The fields of PairsCall, NumbersCall, ProductCall and CombineCall.
+# The fields of PairsCall, ProductCall and CombineCall.
 _PAIRS_FIELDS = struct.Struct("=8q").pack
-_NUMBERS_FIELDS = struct.Struct("=6q").pack
-_PRODUCT_FIELDS = struct.Struct("=12q").pack
+_PRODUCT_FIELDS = struct.Struct("=13q").pack
 _COMBINE_FIELDS = struct.Struct("=8q").pack
+# No function, and no fields.
+_NOTHING = 0, b""
+
+
+class Addition(Protocol):
+    """What is added to the product of some pairs."""
+
+    def call(
+        self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor
+    ) -> tuple[int, bytes] | None:
+        """Return a native function that adds to ``y``, and its fields; None: there is none.
+
+        A team of threads calls it when the product is there (``NativeFunction.team_address``).
+        Row i of the product (pairs x out) has the input x[tokens[i]], without ``tokens`` x[i].
+        """
+
+    def add(self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor) -> None:
+        """Add to ``y`` now."""
 
 
 class Pairs(ABC):
@@ -36,20 +53,26 @@ class Pairs(ABC):
         # Of each pair, and where those of each expert end.
         self.experts, self.tokens, self.ends = experts, tokens, ends
 
-    @abstractmethod
     def numbers(self, slots: torch.Tensor, per_slot: int) -> torch.Tensor:
         """Return slot * per_slot + expert of each pair, by its token's slot (T int64); -1: none."""
+        of_pairs = slots[self.tokens]
+        return torch.where(of_pairs < 0, -1, of_pairs * per_slot + self.experts)
 
     @abstractmethod
-    def of_tokens(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
-        """Multiply the token of each pair (x: T x in) with its expert's matrix: pairs x out.
+    def multiply(
+        self,
+        x: torch.Tensor,
+        tokens: torch.Tensor | None,
+        weight: torch.Tensor,
+        add: Addition | None = None,
+        *,
+        in_first: bool,
+    ) -> torch.Tensor:
+        """Multiply each pair's input with its expert's matrix, and add to it: pairs x out.
 
-        ``weight`` is experts x in x out with ``in_first``, else experts x out x in.
+        The input of pair i is x[tokens[i]], without ``tokens`` x[i]. ``weight`` is experts x in x
+        out with ``in_first``, else experts x out x in.
         """
-
-    @abstractmethod
-    def of_pairs(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
-        """Multiply each pair's own row (x: pairs x in) with its expert's matrix: pairs x out."""
 
     @abstractmethod
     def combine(self, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -66,21 +89,22 @@ class TorchPairs(Pairs):
         ends = counts.cumsum(0, dtype=torch.int32)
         super().__init__(experts, self._order // chosen.shape[1], ends)
 
-    def numbers(self, slots: torch.Tensor, per_slot: int) -> torch.Tensor:
-        """Compute all pairs at once."""
-        of_pairs = slots[self.tokens]
-        return torch.where(of_pairs < 0, -1, of_pairs * per_slot + self.experts)
-
-    def of_tokens(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
-        """Gather the tokens first."""
-        return self.of_pairs(x[self.tokens], weight, in_first=in_first)
-
-    def of_pairs(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
-        """Compute all experts in one call."""
-        weight = weight.to(x.dtype)
+    def multiply(
+        self,
+        x: torch.Tensor,
+        tokens: torch.Tensor | None,
+        weight: torch.Tensor,
+        add: Addition | None = None,
+        *,
+        in_first: bool,
+    ) -> torch.Tensor:
+        """Gather the inputs first, then compute all experts in one call."""
+        x, weight = x if tokens is None else x[tokens], weight.to(x.dtype)
         y: torch.Tensor = functional.grouped_mm(
             x, weight if in_first else weight.mT, offs=self.ends
         )
+        if add is not None:
+            add.add(x, None, y)
         return y
 
     def combine(self, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -111,39 +135,30 @@ class CpuPairs(Pairs):
             )
         )  # fmt: skip
 
-    def numbers(self, slots: torch.Tensor, per_slot: int) -> torch.Tensor:
-        """Compute them pair by pair."""
-        slots, numbers = slots.contiguous(), torch.empty_like(self.tokens)
-        _library().numbers(
-            _NUMBERS_FIELDS(
-                slots.data_ptr(), self.tokens.data_ptr(), self.experts.data_ptr(),
-                numbers.data_ptr(), len(numbers), per_slot,
-            )
-        )  # fmt: skip
-        return numbers
-
-    def of_tokens(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
-        """Read the tokens where they lie."""
-        return self._product(x, self.tokens.data_ptr(), weight, in_first)
-
-    def of_pairs(self, x: torch.Tensor, weight: torch.Tensor, *, in_first: bool) -> torch.Tensor:
-        """Compute all experts in one call."""
-        return self._product(x, 0, weight, in_first)
-
-    def _product(
-        self, x: torch.Tensor, tokens: int, weight: torch.Tensor, in_first: bool
+    def multiply(
+        self,
+        x: torch.Tensor,
+        tokens: torch.Tensor | None,
+        weight: torch.Tensor,
+        add: Addition | None = None,
+        *,
+        in_first: bool,
     ) -> torch.Tensor:
+        """Read inputs where they lie; what is native is added by the same threads."""
         x = x if x.stride(1) == 1 else x.contiguous()
         num_experts, one, other = weight.shape
         num_in, num_out = (one, other) if in_first else (other, one)
         y = torch.empty(len(self.experts), num_out)
+        then, fields = (None if add is None else add.call(x, tokens, y)) or _NOTHING
         _library().product(
             _PRODUCT_FIELDS(
-                x.data_ptr(), x.stride(0), tokens, weight.data_ptr(), TYPES[weight.dtype], in_first,
-                y.data_ptr(), self.ends.data_ptr(), num_experts, num_in, num_out,
-                torch.get_num_threads(),
-            )
+                x.data_ptr(), x.stride(0), 0 if tokens is None else tokens.data_ptr(),
+                weight.data_ptr(), TYPES[weight.dtype], in_first, y.data_ptr(),
+                self.ends.data_ptr(), num_experts, num_in, num_out, torch.get_num_threads(), then,
+            ) + fields
         )  # fmt: skip
+        if add is not None and not then:
+            add.add(x, tokens, y)
         return y
 
     def combine(self, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -185,7 +200,6 @@ class _Kernel(NamedTuple):
     """The compiled kernel."""
 
     pairs: Callable[[bytes], None]
-    numbers: Callable[[bytes], None]
     product: Callable[[bytes], None]
     combine: Callable[[bytes], None]
 

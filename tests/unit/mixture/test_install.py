@@ -32,13 +32,13 @@ def make_model(family: str) -> Any:
 
 def count_products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
-    product = CpuPairs._product
+    product = CpuPairs.multiply
 
-    def counting(pairs: CpuPairs, *args: Any) -> torch.Tensor:
+    def counting(pairs: CpuPairs, *args: Any, **kwargs: Any) -> torch.Tensor:
         counted.append(len(pairs.experts))
-        return product(pairs, *args)
+        return product(pairs, *args, **kwargs)
 
-    monkeypatch.setattr(CpuPairs, "_product", counting)
+    monkeypatch.setattr(CpuPairs, "multiply", counting)
     return counted
 
 

@@ -87,10 +87,12 @@ def test_products_are_those_of_each_pair_alone(
     pairs = CpuPairs(choose(num_tokens, 2, 9), 9)
     expected = plainly(pairs, x[pairs.tokens], weight, in_first=in_first)
     bound = {"atol": 2e-5 * max(1.0, num_in**0.5), "rtol": 1e-5}
-    torch.testing.assert_close(pairs.of_tokens(x, weight, in_first=in_first), expected, **bound)
+    torch.testing.assert_close(
+        pairs.multiply(x, pairs.tokens, weight, in_first=in_first), expected, **bound
+    )
     own = draw(2 * num_tokens, num_in, seed=3)
     expected = plainly(pairs, own, weight, in_first=in_first)
-    found = pairs.of_pairs(own, weight, in_first=in_first)
+    found = pairs.multiply(own, None, weight, in_first=in_first)
     assert found.shape == (2 * num_tokens, num_out)
     torch.testing.assert_close(found, expected, **bound)
 
@@ -101,11 +103,11 @@ def test_a_pair_gets_the_same_bits_whatever_comes_beside_it(*, in_first: bool) -
     num_tokens, x, weight = 150, draw(150, 200), draw(5, 200, 200, seed=2)
     chosen = choose(num_tokens, 2, 5)
     together = CpuPairs(chosen, 5)
-    y = together.of_tokens(x, weight, in_first=in_first)
+    y = together.multiply(x, together.tokens, weight, in_first=in_first)
     combined = together.combine(y, torch.ones(chosen.shape))
     for first, last in itertools.pairwise((0, 1, 3, 6, 10, 50, num_tokens)):
         some = CpuPairs(chosen[first:last], 5)
-        alone = some.of_tokens(x[first:last], weight, in_first=in_first)
+        alone = some.multiply(x[first:last], some.tokens, weight, in_first=in_first)
         alone = some.combine(alone, torch.ones(last - first, 2))
         assert torch.equal(alone, combined[first:last])
 
@@ -124,7 +126,9 @@ def test_rows_may_lie_anywhere() -> None:
     wide = draw(8, 25)
     for x in (wide[:, 3:13], draw(10, 8).mT, wide[::1, ::2][:, :10]):
         expected = plainly(pairs, x[pairs.tokens], weight, in_first=False)
-        torch.testing.assert_close(pairs.of_tokens(x, weight, in_first=False), expected)
+        torch.testing.assert_close(
+            pairs.multiply(x, pairs.tokens, weight, in_first=False), expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,11 @@ def test_matrices_of_16_bits_change_no_bit(*, in_first: bool) -> None:
     x, pairs = draw(70, 48), CpuPairs(choose(70, 2, 4), 4)
     for dtype in TYPES:
         weight = draw(4, 48, 48, seed=2).to(dtype)
-        narrow = pairs.of_tokens(x, weight, in_first=in_first)
-        assert torch.equal(narrow, pairs.of_tokens(x, weight.float(), in_first=in_first))
-        theirs = TorchPairs(choose(70, 2, 4), 4).of_tokens(x, weight, in_first=in_first)
+        narrow = pairs.multiply(x, pairs.tokens, weight, in_first=in_first)
+        assert torch.equal(
+            narrow, pairs.multiply(x, pairs.tokens, weight.float(), in_first=in_first)
+        )
+        theirs = TorchPairs(choose(70, 2, 4), 4).multiply(
+            x, pairs.tokens, weight, in_first=in_first
+        )
         torch.testing.assert_close(narrow, theirs, atol=1e-4, rtol=1e-4)
