@@ -14,11 +14,13 @@ from pathlib import Path
 
 from tests.acceptance.faults.crowd import converse
 from tests.acceptance.faults.server import events, faulty_server, until_healthy
+from tests.helpers.classifier_folders import save_classifiers
+from tests.helpers.default_model import default_model_dir
 from tests.helpers.server import Server
 from tests.soak.clients import Clients
 from tests.soak.disk import SmallDisk
 from tests.soak.harm import Harm
-from tests.soak.requests import ADMIN_KEY, KEYS, fixed_requests
+from tests.soak.requests import ADMIN_KEY, KEYS, NUM_CLASSIFIERS, fixed_requests
 from tests.soak.watch import PROGRAMS, Series, left_behind, sampled, watch
 
 NUM_CLIENTS = 12
@@ -91,6 +93,7 @@ def soak(minutes: float, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         folder, root = Path(name), Path(name) / "adapters"
         root.mkdir()
+        save_classifiers(default_model_dir(), root, NUM_CLASSIFIERS, ("q_proj", "v_proj"))
         disk: SmallDisk | None = SmallDisk(folder / "store", _DISK_MIB)
         if disk is not None and not disk.can_be_made:
             print("the store's disk is not filled: nobody may mount a file system here")

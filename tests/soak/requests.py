@@ -24,6 +24,7 @@ _TOOL = {
         },
     },
 }
+NUM_CLASSIFIERS = 2
 _POOLINGS = ("last", "mean", "max", "weightedmean")
 _WORDS = "the sea was calm and the old clock struck nine while rain fell on the roof ".split()
 
@@ -48,16 +49,27 @@ def fixed_requests() -> list[Ask]:
     for number in range(4):
         choice = {"tools": [_TOOL], "tool_choice": "required"}
         asks.append(Ask(_chat(f"{number} What is the weather in Rome?", max_tokens=40, **choice)))
-    return [*asks, *map(Ask, _of_vectors())]
+    return [*asks, *map(Ask, _of_vectors()), *map(Ask, _of_labels())]
+
+
+def _texts(number: int) -> list[str]:
+    return [
+        " ".join(_WORDS[(number * 5 + each) % len(_WORDS)] for each in range(length))
+        for length in (1 + number, 20 + 11 * number)
+    ]
+
+
+def _of_labels() -> Iterator[dict[str, Any]]:
+    """Yield bodies that ask adapters with heads of their own for labels."""
+    for number in range(8):
+        name = f"local:kind-{number % NUM_CLASSIFIERS}"
+        yield {"model": name, "input": _texts(number)}
 
 
 def _of_vectors() -> Iterator[dict[str, Any]]:
     """Yield bodies that ask for vectors of short and long texts, and for how near they are."""
     for number in range(16):
-        texts = [
-            " ".join(_WORDS[(number * 5 + each) % len(_WORDS)] for each in range(length))
-            for length in (1 + number, 20 + 11 * number)
-        ]
+        texts = _texts(number)
         pooling = _POOLINGS[number % len(_POOLINGS)]
         model = ADAPTERS[number % len(ADAPTERS)]
         yield {"model": model, "input": texts, "pooling": pooling}

@@ -16,13 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from peft import LoraConfig, get_peft_model
 from tests.acceptance.encoders.vectors import NAME, embedding_model
 from tests.acceptance.environments import environment
 from tests.acceptance.harness import Result
-from tests.helpers.peft_folders import quiet, randomise
+from tests.helpers.classifier_folders import save_classifiers
 from tests.helpers.server import Server
 
 LIBRARIES = {"sentence-transformers": 1.5, "onnx": 1.0, "infinity-emb": 1.0}
@@ -132,22 +129,6 @@ def _libraries(model: Path, failed: list[str]) -> Iterator[dict[str, Library]]:
         finally:
             for library in running.values():
                 library.close()
-
-
-def save_classifiers(model: Path, folder: Path, num: int) -> list[str]:
-    """Make classifiers of 2 to 6 labels on a model with random weights; return their names."""
-    names = [f"kind-{number}" for number in range(num)]
-    for number, name in enumerate(names):
-        torch.manual_seed(number)
-        with quiet():
-            bare = transformers.AutoModelForSequenceClassification.from_pretrained(
-                model, num_labels=2 + number % 5
-            )
-            options = {"target_modules": ["query", "value"], "r": 8}
-            tuned = get_peft_model(bare, LoraConfig(task_type="SEQ_CLS", **options))
-            randomise(tuned, "none", number)
-            tuned.save_pretrained(folder / name)
-    return names
 
 
 def point_fanned_out() -> Result:

@@ -82,7 +82,7 @@ async def listen(
     headers: dict[str, str] | None = None,
     heard: Heard | None = None,
 ) -> Heard:
-    """Send a chat and read its stream to the end, or ask for vectors or scores; what comes is in ``heard`` at once, if it is given."""
+    """Send a chat and read its stream to the end, or ask for vectors, labels or scores; what comes is in ``heard`` at once, if it is given."""
     heard, begun = heard or Heard(), time.perf_counter()
     last = begun
     try:
@@ -111,14 +111,16 @@ async def listen(
 async def _ask_numbers(
     http: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str] | None, heard: Heard
 ) -> None:
-    """Ask for vectors or scores, which come as a whole; each is taken by the share of its largest number."""
-    path = "/v1/embeddings" if "input" in body else "/v1/score"
+    """Ask for vectors, labels or scores, which come as a whole; of each the share of its largest number."""
+    path = (
+        "/v1/score" if "text_1" in body else "/v1/embeddings" if "pooling" in body else "/classify"
+    )
     response = await http.post(path, json=body, headers=headers)
     if response.status_code != 200:
         heard.error = f"{response.status_code} {response.content[:600]!r}"
         return
     for each in response.json()["data"]:
-        numbers = each["embedding"] if "embedding" in each else [each["score"]]
+        numbers = each.get("embedding") or each.get("probs") or [each["score"]]
         largest = max(abs(number) for number in numbers) if len(numbers) > 1 else 1.0
         heard.logprobs[each["index"]] = [number / largest for number in numbers]
         heard.texts[each["index"]], heard.finishes[each["index"]] = "", "made"
