@@ -163,15 +163,22 @@ def publish_folder(
     return folder
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return the files in a folder and in those in it."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def _mark_complete(folder: Path, facts: dict[str, Any]) -> None:
     # Writers of temporary files leave modes for the owner only; the cache may be shared.
-    mode = folder.stat().st_mode & 0o666
-    for path in folder.iterdir():
+    mode, paths = folder.stat().st_mode & 0o666, files_below(folder)
+    for path in paths:
         path.chmod(mode)
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(folder.iterdir())
-    }
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size, "sha256": file_digest(path),
+        }
+        for path in paths
+    }  # fmt: skip
     write_json(folder / MARKER, {**facts, "files": files})
 
 

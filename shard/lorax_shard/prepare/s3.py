@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason, key_of
@@ -24,6 +25,7 @@ from lorax_shard.prepare.files import (
     Progress,
     ProgressEvent,
     disk_errors,
+    files_below,
     publish_folder,
     require_space,
 )
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 BUCKET_VARIABLES = ("PREDIBASE_MODEL_BUCKET", "HF_MODEL_BUCKET")
 _FOLDER_VARIABLE = "PREDIBASE_MODEL_FOLDER"
+# Names sentence-transformers' steps; those with files of their own have a folder each, as 1_Pooling.
+_STEPS, _STEP_FOLDER = "modules.json", "[0-9]_*"
 # No object of S3 is larger than 5 TB.
 _LIMITS = FetchLimits(max_file_bytes=5 << 40, max_small_file_bytes=5 << 40)
 _EXIT_CODES = {Reason.STORE_FULL: ExitCode.DISK_FULL, Reason.CORRUPT: ExitCode.MODEL_CORRUPT}
@@ -75,7 +79,7 @@ def fetch_model(
     context = context or FetchContext(limits=_LIMITS, deadline=math.inf)
     objects = S3Objects(endpoint)
     try:
-        found = retried(what, lambda: objects.below(what, bucket, prefix, context.limits), context)
+        found = retried(what, lambda: _found(what, objects, bucket, prefix, context), context)
         files = _wanted(what, found, with_code)
         version = key_of(bucket, prefix, *(f"{f.name} {f.size} {f.locator}" for f in files))
 
@@ -99,6 +103,21 @@ def fetch_model(
         ) from error
 
 
+def _found(
+    what: str, objects: S3Objects, bucket: str, prefix: str, context: FetchContext
+) -> dict[str, RemoteFile]:
+    """Return the objects of a model by name; those of sentence-transformers' steps lie in folders."""
+    found = objects.below(what, bucket, prefix, context.limits)
+    if _STEPS not in found:
+        return found
+    for folder in objects.folders(what, bucket, prefix, context.limits):
+        if fnmatch.fnmatch(folder, _STEP_FOLDER):
+            below = objects.below(what, bucket, f"{prefix}/{folder}", context.limits)
+            inside = (replace(file, name=f"{folder}/{file.name}") for file in below.values())
+            found |= {file.name: file for file in inside}
+    return found
+
+
 def _wanted(what: str, found: Mapping[str, RemoteFile], with_code: bool) -> tuple[RemoteFile, ...]:
     """Return the files of a model among those below its prefix; raises StartupError without."""
     patterns = [*WANTED_FILES, *(["*.py"] if with_code else [])]
@@ -109,7 +128,7 @@ def _wanted(what: str, found: Mapping[str, RemoteFile], with_code: bool) -> tupl
         and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
         and not any(fnmatch.fnmatch(name, pattern) for pattern in UNWANTED_FILES)
     )
-    if not any(name.endswith(".safetensors") for name in names):
+    if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         if not found:
             reason = "there is nothing below this prefix; check bucket and prefix"
         else:
@@ -133,7 +152,9 @@ def _fetch(
     """Bring all files into ``folder``, going on with what lies there."""
     objects, bucket, prefix = place
     total = sum(file.size or 0 for file in files)
-    done = sum(path.stat().st_size for path in folder.iterdir())
+    for file in files:
+        (folder / file.name).parent.mkdir(exist_ok=True)
+    done = sum(path.stat().st_size for path in files_below(folder))
     require_space(folder, max(total - done, 0), what)
 
     def report(count: int) -> None:

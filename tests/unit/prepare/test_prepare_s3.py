@@ -76,6 +76,44 @@ def test_a_model_is_fetched_once_and_served_from_the_cache(
     assert events == []
 
 
+STEPS = {
+    "modules.json": b"[]",
+    "1_Pooling/config.json": b'{"pooling_mode_cls_token": true}',
+    "2_Dense/config.json": b"{}",
+    "2_Dense/model.safetensors": save({"linear.weight": torch.ones(2, 2)}),
+}
+
+
+def test_the_folders_of_a_models_steps_come_with_it(
+    bucket: Any, endpoint: str, tmp_path: Path
+) -> None:
+    others = {"2_Dense/model.bin": b"x", "2_Dense/more/config.json": b"x", "openvino/a.json": b"x"}
+    for name, data in {**STEPS, **others}.items():
+        bucket.put_object(Bucket="models", Key=f"team/base/{name}", Body=data)
+    folder = prepared("s3://models/team/base", endpoint, tmp_path).model_dir
+    assert is_served_from(folder)
+    assert all((folder / name).read_bytes() == data for name, data in STEPS.items())
+    assert not any((folder / name).exists() for name in (*others, "onnx", "openvino"))
+    # What a step says is part of what makes the model another one.
+    changed = STEPS["1_Pooling/config.json"].replace(b"true", b"false")
+    bucket.put_object(Bucket="models", Key="team/base/1_Pooling/config.json", Body=changed)
+    again = prepared("s3://models/team/base", endpoint, tmp_path).model_dir
+    assert again != folder
+    assert (again / "1_Pooling/config.json").read_bytes() == changed
+    # One that was damaged in the cache is fetched again.
+    (again / "1_Pooling/config.json").write_bytes(b"{}" * 13)
+    prepared("s3://models/team/base", endpoint, tmp_path)
+    assert (again / "1_Pooling/config.json").read_bytes() == changed
+
+
+def test_weights_of_a_step_are_no_models(bucket: Any, endpoint: str, tmp_path: Path) -> None:
+    for name, data in STEPS.items():
+        bucket.put_object(Bucket="models", Key=f"steps/{name}", Body=data)
+    error = refusal("s3://models/steps", endpoint, tmp_path)
+    assert error.exit_code is ExitCode.MODEL_NOT_FOUND
+    assert "no safetensors directly below" in str(error)
+
+
 @pytest.mark.parametrize(
     ("model_id", "environment", "place"),
     [

@@ -36,11 +36,7 @@ class S3Objects:
         self, what: str, bucket: str, prefix: str, limits: FetchLimits
     ) -> dict[str, RemoteFile]:
         """Return the objects directly below ``prefix`` by name, each found by its entity tag."""
-        client = self._connected(what, limits)
-        with _errors(what):
-            answer = client.list_objects_v2(
-                Bucket=bucket, Prefix=f"{prefix}/", Delimiter="/", MaxKeys=_MAX_OBJECTS
-            )
+        answer = self._listed(what, bucket, prefix, limits)
         files = (
             RemoteFile(
                 name=item["Key"].removeprefix(f"{prefix}/"),
@@ -50,6 +46,18 @@ class S3Objects:
             for item in answer.get("Contents", [])
         )
         return {file.name: file for file in files}
+
+    def folders(self, what: str, bucket: str, prefix: str, limits: FetchLimits) -> list[str]:
+        """Return the names of what stands for folders directly below ``prefix``."""
+        found = self._listed(what, bucket, prefix, limits).get("CommonPrefixes", [])
+        return [item["Prefix"].removeprefix(f"{prefix}/").rstrip("/") for item in found]
+
+    def _listed(self, what: str, bucket: str, prefix: str, limits: FetchLimits) -> Any:
+        client = self._connected(what, limits)
+        with _errors(what):
+            return client.list_objects_v2(
+                Bucket=bucket, Prefix=f"{prefix}/", Delimiter="/", MaxKeys=_MAX_OBJECTS
+            )
 
     def opener(
         self, what: str, bucket: str, key: str, file: RemoteFile, limits: FetchLimits
