@@ -47,7 +47,10 @@ class GroupCluster(Protocol):
         """Start a group as soon as there is room."""
 
     def find(self) -> dict[int, GroupHandle]:
-        """Return the groups that there are, by number."""
+        """Return the groups that there are, by number; what is kept for others is freed."""
+
+    def last(self) -> int:
+        """Return the highest number that a group has or had, as far as that is known; 0: none."""
 
     async def tell_ingresses(self, places: Mapping[str, str]) -> None:
         """Say where replicas are."""
@@ -142,6 +145,7 @@ class Controller:
 
     async def recover(self) -> None:
         """Take on the groups of an earlier controller, with what their operator wanted last."""
+        self.last = self.cluster.last()
         for number, handle in self.cluster.find().items():
             self._know(number, 0, handle)
         await self._hear()

@@ -134,6 +134,10 @@ class RayCluster:
     def find(self) -> dict[int, GroupHandle]:
         """Return the groups that there are, by number."""
         names = _actors_in(self._namespace)
+        for number in self._rooms():
+            if f"{_GROUP}{number}" not in names:
+                # Kept for a group that is gone.
+                remove_placement_group(get_placement_group(self._room_of(number)))
         numbers = [int(name.removeprefix(_GROUP)) for name in names if name.startswith(_GROUP)]
         return {number: self._group(number, names) for number in numbers}
 
@@ -144,7 +148,21 @@ class RayCluster:
         )
         return RayGroup(actor, get_placement_group(self._room_of(number)), tuple(others))
 
-    def _room_of(self, number: int) -> str:
+    def last(self) -> int:
+        """Return the highest number that a group has or had, as far as Ray remembers it."""
+        return max(self._rooms(removed_too=True), default=0)
+
+    def _rooms(self, *, removed_too: bool = False) -> set[int]:
+        """Return the groups that something is kept for, by number."""
+        prefix = self._room_of("")
+        found = {
+            each["name"].removeprefix(prefix)
+            for each in ray.util.placement_group_table().values()
+            if each["name"].startswith(prefix) and (removed_too or each["state"] != "REMOVED")
+        }
+        return {int(each) for each in found if each.isdigit()}
+
+    def _room_of(self, number: int | str) -> str:
         return f"{self._namespace}-{_GROUP}{number}"
 
     async def tell_ingresses(self, places: Mapping[str, str]) -> None:

@@ -32,7 +32,8 @@ def start_service(name: str, service: ServiceSpec, ingress: IngressSpec) -> None
     nodes = [own] if ingress.tls_dir is None else _nodes(own)
     common = {
         "namespace": namespace_of(name), "lifetime": "detached", "num_cpus": 0,
-        "max_restarts": -1, "max_task_retries": 0,
+        # What takes nothing at all, Ray puts anywhere; of this, a machine that is full has some, too.
+        "memory": 1, "max_restarts": -1, "max_task_retries": 0,
     }  # fmt: skip
 
     def at(number: int) -> NodeAffinitySchedulingStrategy:

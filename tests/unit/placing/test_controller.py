@@ -66,6 +66,9 @@ class PlayedCluster:
     def find(self) -> dict[int, GroupHandle]:
         return {number: each for number, each in self.groups.items() if not each.is_removed}
 
+    def last(self) -> int:
+        return max(self.groups, default=0)
+
     async def tell_ingresses(self, places: Mapping[str, str]) -> None:
         self.places = dict(places)
 
@@ -214,3 +217,15 @@ def test_the_end_drains_all() -> None:
 def test_no_replica_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="1 or more"):
         controller(PlayedCluster()).scale(0, 2)
+
+
+def test_one_that_begins_anew_after_all_groups_are_lost_gives_no_number_twice() -> None:
+    """As when their machine was lost, with the controller."""
+    cluster = PlayedCluster()
+    looks(controller(cluster, 2), cluster)
+    for each in cluster.groups.values():
+        each.remove()
+    heir = controller(cluster, 2)
+    asyncio.run(heir.recover())
+    looks(heir, cluster)
+    assert cluster.alive() == [3, 4]
