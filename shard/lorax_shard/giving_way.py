@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator
 PIECE_BYTES = 256 << 10
 # Below this nobody notices a job, and whoever asked for it waits for its first token.
 _LARGE_BYTES = 64 << 20
-_SLICE_S = 0.0015
-# At most it pauses for so many times what it computed: a tenth of a processor is left to it.
-_MOST_PAUSES = 9.0
+_SLICE_S = 0.0008
+# At most it pauses for so many times what it computed: a ninth of a processor is left to it.
+_MOST_PAUSES = 8.0
 _LONGEST_PAUSE_S, _SHORTEST_PAUSE_S = 0.1, 0.0002
 # A processor that it had to wait for so long is wanted by others.
 _WAITED_S = 0.0001
