@@ -25,7 +25,7 @@ from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.digest import TENSOR_PARTS, ContentDigest, in_order, order_of
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import TextFile, TextFiles, sha256_of
-from lorax_shard.peft.stored_parts import IDS, PartsReader, Place
+from lorax_shard.peft.stored_parts import IDS, PartsReader, StoredPlace
 from lorax_shard.peft.tensor_file import TensorFile, write_tensors
 
 DOCUMENT_FILE = "adapter.json"
@@ -89,9 +89,9 @@ def _all(parts: _Parts) -> Iterator[torch.Tensor]:
     return (tensor for each in parts.values() for tensor in each.values())
 
 
-def _places_in(source: Mapping[str, torch.Tensor], parts: _Parts) -> dict[int, Place]:
+def _places_in(source: Mapping[str, torch.Tensor], parts: _Parts) -> dict[int, StoredPlace]:
     """Return where tensors lie in the adapter's own file, by identity; those of experts as views."""
-    places = {id(tensor): Place(name) for name, tensor in source.items()}
+    places = {id(tensor): StoredPlace(name) for name, tensor in source.items()}
     names = {each.data_ptr(): name for name, each in source.items() if each.numel()}
     for tensor in _all(parts):
         name, order = names.get(tensor.data_ptr()), order_of(tensor)
@@ -99,13 +99,13 @@ def _places_in(source: Mapping[str, torch.Tensor], parts: _Parts) -> dict[int, P
         if id(tensor) in places or name is None or not lies_so.is_contiguous():
             continue
         if (lies_so.dtype, lies_so.numel()) == (source[name].dtype, source[name].numel()):
-            places[id(tensor)] = Place(name, tuple(lies_so.shape), order)
+            places[id(tensor)] = StoredPlace(name, tuple(lies_so.shape), order)
     return places
 
 
-def _save(parts: _Parts, path: Path) -> dict[int, Place]:
+def _save(parts: _Parts, path: Path) -> dict[int, StoredPlace]:
     """Store each tensor once; return where they lie by identity."""
-    places: dict[int, Place] = {}
+    places: dict[int, StoredPlace] = {}
     tensors: dict[str, torch.Tensor] = {}
     for module, each in parts.items():
         for part, tensor in each.items():
@@ -113,7 +113,7 @@ def _save(parts: _Parts, path: Path) -> dict[int, Place]:
                 name, order = f"{module}/{part}", order_of(tensor)
                 tensors[name] = in_order(tensor, order)
                 shape = None if order is None else tuple(tensors[name].shape)
-                places[id(tensor)] = Place(name, shape, order)
+                places[id(tensor)] = StoredPlace(name, shape, order)
     write_tensors(path, tensors)
     return places
 

@@ -30,7 +30,7 @@ _TURNED_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoredPlace:
     """Where a document says that a part lies: a tensor of the file, seen in another shape."""
 
     name: str
@@ -60,12 +60,12 @@ class PartsReader:
     def __init__(self, file: TensorFile, digest: ContentDigest) -> None:
         self._file, self._digest = file, digest
         # What modules share is one object again.
-        self._read: dict[Place, torch.Tensor] = {}
+        self._read: dict[StoredPlace, torch.Tensor] = {}
         self._spare = [torch.empty(0, dtype=torch.uint8)] * 2
 
     def delta(self, name: str, entry: Mapping[str, Any]) -> ModuleDelta:
         """Return the change of a module, as its entry of the document says."""
-        places = {part: Place.from_json(each) for part, each in entry["tensors"].items()}
+        places = {part: StoredPlace.from_json(each) for part, each in entry["tensors"].items()}
         self._digest.begin_module(name, entry["scaling"])
         parts = self._side_by_side(places)
         # Parts that are unknown raise, like missing tensors: nothing is dropped silently.
@@ -84,7 +84,7 @@ class PartsReader:
         self._digest.hashed.update(bytes_of(tensor))
         return tensor
 
-    def _plain(self, part: str, place: Place) -> torch.Tensor:
+    def _plain(self, part: str, place: StoredPlace) -> torch.Tensor:
         """Return a tensor as it lies in the file, in memory of its own."""
         stored, shape = self._found(place)
         self._begin(part, place, stored, shape)
@@ -97,7 +97,7 @@ class PartsReader:
         tensor = tensor if place.order is None else tensor.permute(_inverse(place.order))
         return self._read.setdefault(place, tensor)
 
-    def _side_by_side(self, places: Mapping[str, Place]) -> dict[str, torch.Tensor]:
+    def _side_by_side(self, places: Mapping[str, StoredPlace]) -> dict[str, torch.Tensor]:
         """Return memory for A and B of all experts, E x r x in and E x out x r; nothing for others."""
         if "a" not in places or "b" not in places:
             return {}
@@ -113,7 +113,7 @@ class PartsReader:
         of_a, of_b = side_by_side(num, (rank, width_in), (rank, width_out), a.dtype)
         return {"a": of_a, "b": of_b.mT}
 
-    def _fill(self, part: str, place: Place, target: torch.Tensor) -> None:
+    def _fill(self, part: str, place: StoredPlace, target: torch.Tensor) -> None:
         """Read the factors of all experts to where each one's lie without gaps, B by its columns."""
         stored, shape = self._found(place)
         self._begin(part, place, stored, shape)
@@ -137,7 +137,7 @@ class PartsReader:
             each.copy_(own)
             rest()
 
-    def _found(self, place: Place) -> tuple[StoredTensor, tuple[int, ...]]:
+    def _found(self, place: StoredPlace) -> tuple[StoredTensor, tuple[int, ...]]:
         """Return where a tensor lies, and the shape that a place sees there."""
         stored = self._file.find(place.name)
         shape = stored.shape if place.shape is None else place.shape
@@ -147,7 +147,9 @@ class PartsReader:
             raise ValueError(f"{place.name} has another order than the document says")
         return stored, shape
 
-    def _begin(self, part: str, place: Place, stored: StoredTensor, shape: tuple[int, ...]) -> None:
+    def _begin(
+        self, part: str, place: StoredPlace, stored: StoredTensor, shape: tuple[int, ...]
+    ) -> None:
         self._digest.begin_part(part, stored.dtype, _logical(shape, place.order), place.order)
 
     def _take(self, start: int, target: memoryview) -> None:
