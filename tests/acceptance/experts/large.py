@@ -19,6 +19,8 @@ from tests.helpers.tiny_models import make_tiny_model
 from tokenizers import Tokenizer
 
 NUM_STREAMS, SETTLE_S, QUIET_S, TIMEOUT_S = 8, 5.0, 25.0, 240.0
+# Of each stream: its next one begins anew, so that steps read as much at the end as at the begin.
+NUM_TOKENS = 300
 MOST_SLOWER = 1.2
 RANK = 128
 SHAPE: dict[str, int] = {
@@ -59,6 +61,27 @@ def write_adapter(folder: Path) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
+class Client:
+    """One that reads stream after stream, in a thread of its own, until it is told to stop."""
+
+    def __init__(self, text: str, ids: list[int], url: str) -> None:
+        self.streams: list[Stream] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(text, ids, url), daemon=True)
+        self._thread.start()
+
+    def _read(self, text: str, ids: list[int], url: str) -> None:
+        asked = {"max_new_tokens": NUM_TOKENS, "ignore_eos_token": True}
+        while not self._stopped.is_set():
+            self.streams.append(Stream(text, ids, asked))
+            self.streams[-1].run(url)
+
+    def stop(self) -> None:
+        """Read the stream to its end, and no further one."""
+        self._stopped.set()
+        self._thread.join(60)
+
+
 def gaps_between(streams: list[Stream], start: float, end: float) -> list[float]:
     """Return the times between tokens of which the later one came within a time."""
     return [
@@ -94,18 +117,9 @@ def point_large() -> Result:
             str(root / "store"), "--adapter-memory-fraction", "0.5", "--num-blocks", "2048",
             "--adapter-timeout-s", str(TIMEOUT_S),
         )  # fmt: skip
-        endless = {"max_new_tokens": 3900, "ignore_eos_token": True}
-        streams = [
-            Stream(text, tokenizer.encode(text).ids, endless)
-            for text in (f"the adapter of request {n}" for n in range(NUM_STREAMS))
-        ]
         with Server(*flags) as server:
-            threads = [
-                threading.Thread(target=each.run, args=(server.url,), daemon=True)
-                for each in streams
-            ]
-            for thread in threads:
-                thread.start()
+            texts = [f"the adapter of request {number}" for number in range(NUM_STREAMS)]
+            clients = [Client(each, tokenizer.encode(each).ids, server.url) for each in texts]
             time.sleep(SETTLE_S)
             before = time.perf_counter()
             time.sleep(QUIET_S)
@@ -116,7 +130,10 @@ def point_large() -> Result:
             first.run(server.url)
             loaded = time.perf_counter()
             planned = adapter_bytes(server)
-            is_whole = all(not each.error and each.times[-1] > asked for each in streams)
+            for client in clients:
+                client.stop()
+    streams = [stream for client in clients for stream in client.streams]
+    is_whole = all(not each.error and len(each.times) == NUM_TOKENS for each in streams)
     if first.error:
         return Result(False, f"the adapter was refused: {first.error[:300]}")
     quiet, busy = gaps_between(streams, before, asked), gaps_between(streams, asked, loaded)
