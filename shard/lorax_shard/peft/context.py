@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lorax_shard.peft.base import BaseDescription
+from lorax_shard.peft.digest import FORMAT
 from lorax_shard.peft.files import AdapterLimits, sha256_of
-from lorax_shard.peft.normal import FORMAT
 
 
 def make_context(

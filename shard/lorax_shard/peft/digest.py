@@ -24,6 +24,9 @@ from lorax_shard.peft.files import TextFiles
 TENSOR_PARTS = ("a", "b", "b_bias", "magnitude", "bias", "weight", "token_ids", "token_rows")
 # A change of what is hashed changes this, so that old digests never name new content.
 _VERSION = "lorax-adapter-1"
+# Of the normal form. It lies by its digest beside the files that it was made of, where those of
+# other releases lie, too: so a digest covers it.
+FORMAT = 4
 _EXPERTS_DIM = 3
 
 # The dimensions of a tensor, the one with the largest steps in memory first.
@@ -39,7 +42,7 @@ class ContentDigest:
     def __init__(self, adapter: HostAdapter) -> None:
         """Begin with what is said of the adapter as a whole; its modules are not looked at."""
         self.hashed = hashlib.sha256()
-        put(self.hashed, _VERSION, str(adapter.vocab_size), *sorted(adapter.traits))
+        put(self.hashed, f"{_VERSION}.{FORMAT}", str(adapter.vocab_size), *sorted(adapter.traits))
         if adapter.head:
             put(self.hashed, "head", adapter.head)
         if adapter.head_facts is not None:

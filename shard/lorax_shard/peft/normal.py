@@ -22,7 +22,7 @@ import torch
 from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_shard.adapter_files import WEIGHTS_FILE
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
-from lorax_shard.peft.digest import TENSOR_PARTS, ContentDigest, in_order, order_of
+from lorax_shard.peft.digest import FORMAT, TENSOR_PARTS, ContentDigest, in_order, order_of
 from lorax_shard.peft.errors import AdapterRefusedError
 from lorax_shard.peft.files import TextFile, TextFiles, sha256_of
 from lorax_shard.peft.stored_parts import IDS, PartsReader, StoredPlace
@@ -30,7 +30,6 @@ from lorax_shard.peft.tensor_file import TensorFile, write_tensors
 
 DOCUMENT_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
-FORMAT = 4
 # PEFT keeps these in float32 whatever the model computes in; the others take its type.
 _LOW_RANK_PARTS = ("a", "b", "b_bias", "magnitude")
 _MODEL_PARTS = ("bias", "weight", "token_rows")

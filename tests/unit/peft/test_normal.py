@@ -16,10 +16,10 @@ from tests.helpers.tiny_models import make_tokenizer
 from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.peft.context import make_context
-from lorax_shard.peft.digest import TENSOR_PARTS, digest_adapter
+from lorax_shard.peft.digest import FORMAT, TENSOR_PARTS, content_digest, digest_adapter
 from lorax_shard.peft.errors import AdapterRefusedError
-from lorax_shard.peft.files import AdapterLimits
-from lorax_shard.peft.normal import FORMAT, cast, read_normal, write_normal
+from lorax_shard.peft.files import AdapterLimits, TextFiles
+from lorax_shard.peft.normal import cast, read_normal, write_normal
 from lorax_shard.peft.read import read_adapter
 from lorax_shard.peft.verify import verify
 
@@ -264,6 +264,16 @@ def test_what_it_takes_is_counted_in_the_types_that_it_keeps(
     base = dataclasses.replace(make_base(), keeps_stored=keeps_stored)
     facts = verify(tmp_path / "adapter", tmp_path / "target", make_context(base, AdapterLimits()))
     assert facts["device_bytes"] == expected
+
+
+def test_a_release_with_another_form_does_not_find_this_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both lie beside the adapter's files, each by its digest."""
+    adapter, text = full_adapter(), TextFiles()
+    before = content_digest(adapter, text)
+    monkeypatch.setattr("lorax_shard.peft.digest.FORMAT", FORMAT - 1)
+    assert content_digest(adapter, text) != before
 
 
 def test_a_digest_does_not_depend_on_the_order_of_modules() -> None:
