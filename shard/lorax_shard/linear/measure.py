@@ -29,9 +29,9 @@ _MAX_SHAPES = 3
 _WORTH_IT = 0.75
 # More rows that take so much less time than fewer were computed while the machine was quieter.
 _DISTURBED = 1.5
-# How often in a second others take the processor from a process that computes on a machine of its
-# own: 40 times; beside one other program 180 times.
-_MOST_PREEMPTED = 100.0
+# How often in a second others take the processor from a thread that computes on a machine of its
+# own: 20 times; beside one other program on two cores 90 times.
+_MOST_PREEMPTED = 50.0
 
 # Milliseconds by backend name: one figure per row count.
 Table = dict[str, tuple[float, ...]]
@@ -93,7 +93,8 @@ def measure_undisturbed(
     started, before = time.perf_counter(), _preemptions()
     table = measure(weights, backends)
     seconds = time.perf_counter() - started
-    is_preempted = _preemptions() - before > _MOST_PREEMPTED * seconds
+    most = _MOST_PREEMPTED * seconds * torch.get_num_threads()
+    is_preempted = _preemptions() - before > most
     return Measurement(table, seconds, not (is_preempted or _is_disturbed(table)))
 
 

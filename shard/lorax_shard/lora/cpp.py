@@ -178,12 +178,6 @@ class CppLora(LoraBackend):
         """Let calls that were made of fixed rows have others, and as many as there are now."""
         self._fixed.write(slot_of_row)
 
-    def assign(self, slots: torch.Tensor) -> Assignment:
-        """Return rows that lie where the last ones lay: nothing is made anew."""
-        rows = FixedAssignment(slots)
-        self.read_slots(rows, slots)
-        return rows
-
     def assign_pairs(self, pairs: Pairs, slots: torch.Tensor, per_slot: int) -> Assignment:
         """Return rows that lie where the last ones lay."""
         self._pairs.write_pairs(slots, pairs.tokens, pairs.experts, per_slot)
