@@ -353,7 +353,8 @@ async def test_a_plan_that_breaks_the_contract_is_an_error(kind):
     async with kind.open() as (client, shards):
         with pytest.raises((FakeShardError, ShardError), match="not resident"):
             await client.step(make_plan(1, [(1, 1, [])]))
-        assert all(len(shard.violations) == 1 for shard in shards[:1])
+        # The first rank to refuse ends the call; the others may not have come to it.
+        assert {len(shard.violations) for shard in shards} in ({1}, {0, 1})
 
 
 @in_loop
