@@ -33,6 +33,8 @@ FITTING, CROWDED = (150, 0.2), (400, 0.5)
 NUM_TOKENS, NUM_CORES, RATE, LONGEST_S = 2, 2, 3.0, 120.0
 ROUNDS, ROUND_S = 3, 12.0
 NUM_STREAMS = 50
+# Of them at work at the server whose node dies.
+LEAST_KILLED = 3
 SERVER = (
     "--device", "cpu", "--num-blocks", "1200", "--max-active-adapters", "8",
     "--adapter-cycle-time-s", "1", "--grace-period", "5", *ALONE,
@@ -194,14 +196,12 @@ def killed(scene: Scene) -> Part:
     bodies = [
         skewed.body_of(names[number % len(names)], number, 40) for number in range(NUM_STREAMS)
     ]
-    alone_at = time.perf_counter()
     alone = skewed.send_at_once(scene.url, bodies)
-    seconds = time.perf_counter() - alone_at
     _check(alone)
     # On the head's node are the ingress and all of Ray's own.
     nodes = [(_node_of(scene, each), each) for each in scene.nodes.status()["groups"]]
     number, group = max(nodes, key=lambda each: each[0])
-    harm = threading.Timer(0.4 * seconds, scene.nodes.kill, [number])
+    harm = threading.Thread(target=_kill_at_work, args=(scene, number, group["url"]))
     harm.start()
     heard = skewed.send_at_once(scene.url, bodies)
     harm.join()
@@ -219,6 +219,15 @@ def killed(scene: Scene) -> Part:
         f"{group['name']}'s node killed: {NUM_STREAMS - len(failed)} of {NUM_STREAMS} streams whole, "
         f"{NUM_STREAMS - len(wrong)} as undisturbed, {resumed:.0f} moved; {back}",
     )
+
+
+def _kill_at_work(scene: Scene, number: int, url: str) -> None:
+    """End a node once its server has streams on their way."""
+    latest = time.monotonic() + 20.0
+    while _sample(url, "lorax_requests_running") < LEAST_KILLED and time.monotonic() < latest:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    scene.nodes.kill(number)
 
 
 def _node_of(scene: Scene, group: dict[str, Any]) -> int:
