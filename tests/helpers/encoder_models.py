@@ -38,6 +38,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 3, "local_attention": 8, "norm_bias": True, "cls_token_id": 0,
          "sep_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
     ),
+    "mpnet": ("MPNetConfig", _FAIRSEQ),
     "roberta": ("RobertaConfig", {**_FAIRSEQ, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRobertaConfig", {**_FAIRSEQ, "type_vocab_size": 1}),
 }  # fmt: skip

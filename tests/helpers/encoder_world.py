@@ -70,6 +70,7 @@ _TARGETS = {
         "sa_layer_norm",
     ),
     "modernbert": (["Wqkv", "Wo", "Wi"], ["Wqkv", "Wi", "attn.Wo"], "mlp_norm"),
+    "mpnet": (["q", "k", "v", "o", "dense"], ["q", "v", "attn.o"], "LayerNorm"),
 }
 
 

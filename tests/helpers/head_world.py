@@ -43,11 +43,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "ModernBert",
         {"local_attention": 16, "cls_token_id": 1, "sep_token_id": 2, **_IDS},
     ),
+    "mpnet": ("MPNet", {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}),
     "llama": ("Llama", {"num_key_value_heads": 2, **_IDS}),
 }
 _TARGETS = {
     "bert": ["query", "value"], "roberta": ["query", "key"], "distilbert": ["q_lin", "v_lin"],
-    "electra": ["query", "value"], "modernbert": ["Wqkv"], "llama": ["q_proj", "down_proj"],
+    "electra": ["query", "value"], "modernbert": ["Wqkv"], "mpnet": ["q", "k"],
+    "llama": ["q_proj", "down_proj"],
 }  # fmt: skip
 
 

@@ -32,7 +32,9 @@ def engines_of(world: HeadWorld, world_size: int) -> list[Engine]:
     return run_ranks(world_size, build)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert", "llama"])
+@pytest.mark.parametrize(
+    "family", ["bert", "roberta", "distilbert", "modernbert", "mpnet", "llama"]
+)
 def test_any_mixture_of_heads_is_what_peft_gives(family: str, tmp_path: Path) -> None:
     world = HeadWorld(tmp_path, family)
     engines = engines_of(world, 3)

@@ -24,7 +24,8 @@ class AttentionSpec(NamedTuple):
     score(q, k) = cap(scaling * q.k), with cap(x) = softcap * tanh(x / softcap) when
     a softcap is set. A query at position p sees the keys at p - window < position
     <= p, with a chunk only those of its own one: position // chunk = p // chunk. Each
-    head's sink is one more score without a value.
+    head's sink is one more score without a value. Rows of up to N tokens that see all of
+    themselves may have a bias: a key d positions behind the query scores bias[h, N - 1 + d] more.
     """
 
     scaling: float
@@ -32,6 +33,7 @@ class AttentionSpec(NamedTuple):
     softcap: float | None = None
     sinks: torch.Tensor | None = None  # H
     chunk: int | None = None
+    bias: torch.Tensor | None = None  # H x 2N - 1
 
     def first_seen(self, position: int) -> int:
         """Return the first position that a query at ``position`` sees."""

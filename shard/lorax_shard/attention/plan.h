@@ -35,6 +35,10 @@ struct AttendCall {
     const float* sinks;     // H, or null
     int64_t num_threads;
     const StepRows* rows;
+    // What a token adds to its score by how far it is behind the query: H times the distances, of
+    // which 0 is at bias_centre, and a vector more. Or null.
+    const float* bias;
+    int64_t bias_head_stride, bias_centre;
 };
 
 // The tokens whose results are put together by themselves before they are added to others'.

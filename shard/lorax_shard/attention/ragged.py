@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
 from lorax_shard.attention.backend import AttentionSpec, StepMetadata
 from lorax_shard.attention.cpp import (
@@ -15,7 +16,9 @@ from lorax_shard.attention.cpp import (
 )
 from lorax_shard.attention.whole import WholeAttention
 
-_ROWS = "ragged.rows"
+_ROWS, _BIAS = "ragged.rows", "ragged.bias"
+# The kernel reads whole vectors: as many numbers may lie behind the last one that counts.
+_MOST_LANES = 16
 # Longer than any row: K and V of one lie together.
 _ONE_BLOCK = 1 << 32
 
@@ -63,6 +66,7 @@ class RaggedAttention(WholeAttention):
                 num_heads, num_kv_heads, key_dim, value_dim, _ONE_BLOCK,
                 spec.scaling, spec.window or 0, 0, spec.softcap or 0.0, 0,
                 torch.get_num_threads(), _rows_of(metadata).address,
+                *_bias_fields(spec.bias, metadata),
             )
         )  # fmt: skip
         return output
@@ -96,6 +100,21 @@ def _rows_of(metadata: StepMetadata) -> StepRows:
         metadata.scratch[_ROWS] = rows
     found: StepRows = metadata.scratch[_ROWS]
     return found
+
+
+def _bias_fields(bias: torch.Tensor | None, metadata: StepMetadata) -> tuple[int, int, int]:
+    """Return where the kernel finds a bias: its address, its stride by heads, its column of distance 0.
+
+    Layers that have the same bias share what is made of it.
+    """
+    if bias is None:
+        return 0, 0, 0
+    made_of, padded = metadata.scratch.get(_BIAS, (None, None))
+    if made_of is not bias:
+        padded = pad(bias.float(), (0, _MOST_LANES)).contiguous()
+        metadata.scratch[_BIAS] = bias, padded
+    table: torch.Tensor = padded
+    return table.data_ptr(), table.stride(0), bias.shape[1] // 2
 
 
 def _heads_together(x: torch.Tensor) -> torch.Tensor:

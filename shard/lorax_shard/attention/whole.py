@@ -55,6 +55,8 @@ class WholeAttention(AttentionBackend):
         for number, group in enumerate(_groups(metadata)):
             q, k, v = (_taken(each, group) for each in (query, key, value))
             mask = _mask(number, group, spec.window, metadata)
+            if spec.bias is not None:
+                mask = _biased(number, group, mask, spec.bias, metadata)
             attended = scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, scale=spec.scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
@@ -151,3 +153,32 @@ def _mask(
         metadata.scratch[key] = near
     mask: torch.Tensor = metadata.scratch[key]
     return mask
+
+
+def _biased(
+    number: int,
+    group: _Group,
+    mask: torch.Tensor | None,
+    bias: torch.Tensor,
+    metadata: StepMetadata,
+) -> torch.Tensor:  # (n or 1) x H x L x L
+    """Return what is added to a group's scores: the bias, and -inf where the mask lets nothing be seen.
+
+    Layers that have the same bias share it.
+    """
+    key = f"whole.bias.{number}"
+    made_of, added = metadata.scratch.get(key, (None, None))
+    if made_of is not bias:
+        added = spread(bias, group.length).unsqueeze(0)
+        if mask is not None:
+            added = added.masked_fill(~mask, -torch.inf)
+        metadata.scratch[key] = bias, added
+    found: torch.Tensor = added
+    return found
+
+
+def spread(bias: torch.Tensor, length: int) -> torch.Tensor:  # H x length x length
+    """Return what each query of a row adds to each key's score, of a bias by distance (H x 2N - 1)."""
+    longest = (bias.shape[1] + 1) // 2
+    # One token later, the same distances begin one key later.
+    return bias.unfold(1, length, 1)[:, longest - length : longest].flip(1)

@@ -84,7 +84,7 @@ class Worker {
         num_kv_heads = tile.last_kv_head - tile.first_kv_head;
         num_rows = tile.num_queries * group;
         const int64_t context_len = rows.context_lens[tile.row];
-        const int64_t position = context_len - rows.query_lens[tile.row] + tile.first_query;
+        position = context_len - rows.query_lens[tile.row] + tile.first_query;
         for (int64_t query = 0; query < tile.num_queries; ++query)
             std::fill_n(seen + query * group, group, seen_by(c, position + query, context_len));
         last_token = tile.context.last;
@@ -260,10 +260,22 @@ class Worker {
 
     // Of up to tile_rows rows from `at` on, among those of all KV heads.
     void soften_rows(int64_t at, int64_t count, float* scores, Tokens some, Tokens in) {
+        if (c.bias) add_bias(at, count, scores, Vectors(some));
         Tokens each[tile_rows];
         for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step((at + i) % num_rows, in);
         soften(scores, count, Vectors(some), each, static_cast<float>(c.softcap), largest + at,
                lane_sums + at * num_lanes, scales + at);
+    }
+
+    void add_bias(int64_t at, int64_t count, float* scores, Vectors some) const {
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t row = (at + i) % num_rows, kv_head = first_kv_head + (at + i) / num_rows;
+            const int64_t distance = step - (position + row / group);  // of the step's first token
+            const float* from = c.bias + (kv_head * group + row % group) * c.bias_head_stride +
+                                c.bias_centre + distance;
+            Lanes* x = reinterpret_cast<Lanes*>(scores + i * step_tokens);
+            for (int64_t v = some.first; v < some.last; ++v) x[v] += lanes_at(from + v * num_lanes);
+        }
     }
 
     void add_values(int64_t kv, int64_t row, Tokens some, const float* const* tokens,
@@ -366,6 +378,7 @@ class Worker {
     bool on_tiles = false;
     const Tile* next_tile = nullptr;
     int64_t row_number = 0, first_kv_head = 0, num_kv_heads = 0, num_rows = 0, last_token = 0;
+    int64_t position = 0;  // of its first query
     // Of the step: its first position, and where its tokens lie.
     int64_t step = 0;
     const float *key_tokens[step_tokens], *value_tokens[step_tokens];

@@ -17,6 +17,7 @@ SIBLINGS = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
     ("q_lin", "k_lin", "v_lin"),
+    ("q", "k", "v"),
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )

@@ -7,6 +7,7 @@ metadata travels through the model's forward as one keyword argument.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,20 @@ def register() -> None:
     AttentionInterface.register(ATTENTION_NAME, paged_attention)
 
 
+@contextmanager
+def stock_attention(model: Any) -> Iterator[None]:
+    """Within, a model computes with transformers' own attention; afterwards with ours again.
+
+    Modules that were plugged one by one need nothing: without a step they compute their own.
+    """
+    if not model._can_set_attn_implementation():
+        yield
+        return
+    model.set_attn_implementation("eager")
+    yield
+    model.set_attn_implementation(ATTENTION_NAME)
+
+
 def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,  # 1 x H x T x D
@@ -82,6 +97,7 @@ def paged_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    bias_by_distance: torch.Tensor | None = None,  # H x 2N - 1
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # 1 x T x H x E
     """Store the step's K and V and attend over the cache, with the step's own backend."""
@@ -96,6 +112,7 @@ def paged_attention(
         softcap=softcap or None,
         sinks=s_aux,
         chunk=_chunk_size(module),
+        bias=bias_by_distance,
     )
     layer: int = getattr(module, "layer_idx", None) or 0
     rotations = rotations_of(module)

@@ -20,6 +20,8 @@ from lorax_shard.peft.base import BaseDescription, HeadDescription, Kind, Module
 
 # Kinds of modules that say whether there is a weight, and a bias.
 _WITH_WEIGHT = ("linear", "conv1d", "embedding", "norm", "router")
+# Embeddings that are given distances between tokens, of which rows with other adapters share what they give.
+_OF_DISTANCES = ("relative_attention_bias", "rel_embeddings")
 
 
 def describe(model: nn.Module) -> BaseDescription:
@@ -149,6 +151,8 @@ def _describe(name: str, module: nn.Module) -> ModuleInfo:
         return ModuleInfo(kind="other", type_name="part of MoE experts")
     if type(module) is nn.Linear:
         return _module("linear", kind, (module.in_features, module.out_features), has_bias)
+    if name.rpartition(".")[2] in _OF_DISTANCES:
+        return ModuleInfo(kind="other", type_name="table of distances")
     if isinstance(module, nn.Embedding) and (
         # Other subclasses take something else than ids, such as OPT's positions.
         type(module) is nn.Embedding or hasattr(module, "embed_scale")

@@ -133,7 +133,8 @@ def first_position(model: Any) -> int:
     Those that come from fairseq begin behind the number of their padding token.
     """
     embeddings = getattr(model.base_model, "embeddings", None)
-    if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+    # MPNet has this one of them alone.
+    if not hasattr(embeddings, "create_position_ids_from_inputs_embeds"):
         return 0
     return int(embeddings.padding_idx) + 1  # type: ignore[union-attr]
 

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_contract.pooling import HeadFacts, Pooling, ScoreKind
-from lorax_shard.model.attention_hook import ATTENTION_NAME
+from lorax_shard.model.attention_hook import stock_attention
 from lorax_shard.model.interface import SEQUENCE, TOKENS
 
 _MAPPINGS = {
@@ -103,11 +103,8 @@ class StockScores(NamedTuple):
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(own.config.vocab_size, (1, _PROBED), generator=generator)
         ids = ids.to(backbone.device)
-        backbone.set_attn_implementation("eager")
-        with torch.inference_mode():
-            found = cls(backbone(ids).last_hidden_state[0], own(ids).logits[0])
-        backbone.set_attn_implementation(ATTENTION_NAME)
-        return found
+        with stock_attention(backbone), torch.inference_mode():
+            return cls(backbone(ids).last_hidden_state[0], own(ids).logits[0])
 
     def check(self, heads: Mapping[str, Head], config: Any) -> None:
         """Raise StartupError (MODEL_UNSUPPORTED, MODEL_MISMATCH) unless our head gives the same."""

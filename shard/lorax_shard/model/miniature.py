@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorax_shard.model import attention_hook
+from lorax_shard.model import attention_hook, relative_positions
 from lorax_shard.model.limits import attention_thresholds
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,9 @@ def _built(config: Any, model_class: Any, device: torch.device, dtype: torch.dty
     _widen(small)
     with torch.inference_mode():
         small(torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
-    small.set_attn_implementation(attention_hook.ATTENTION_NAME)
+    if small._can_set_attn_implementation():
+        small.set_attn_implementation(attention_hook.ATTENTION_NAME)
+    relative_positions.plug(small)
     return small
 
 

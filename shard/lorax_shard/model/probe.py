@@ -105,10 +105,9 @@ class ModelProbe:
 
     def record_stock(self) -> None:
         """Compute the rows with transformers' own attention, then plug ours in again."""
-        self._model.set_attn_implementation("eager")
         stock = _stock_logits if self._generates else _stock_states
-        self._stock = [stock(self._model, row) for row in self._rows]
-        self._model.set_attn_implementation(attention_hook.ATTENTION_NAME)
+        with attention_hook.stock_attention(self._model):
+            self._stock = [stock(self._model, row) for row in self._rows]
 
     def check(self, paged: HFPagedModel, fused: FusedModules | None = None) -> None:
         """Raise StartupError(MODEL_MISMATCH) unless the plugged model computes the same.

@@ -25,7 +25,7 @@ from lorax_shard.attention.ragged import encoder_attention
 from lorax_shard.hashing import tensor_digest
 from lorax_shard.lora import model as lora
 from lorax_shard.mixture.install import install as install_mixture
-from lorax_shard.model import attention_hook, elementwise, miniature
+from lorax_shard.model import attention_hook, elementwise, miniature, relative_positions
 from lorax_shard.model.describe import describe, describe_heads
 from lorax_shard.model.encoder import paged_class
 from lorax_shard.model.families import generates, is_encoder
@@ -167,7 +167,7 @@ def _reading_part(folder: Path, device: torch.device, seat: tuple[int, int]) -> 
 def _load(
     files: Mapping[str, Any], config: Any, dtype: torch.dtype, seat: tuple[int, int]
 ) -> LoadedRank:
-    return load_rank(
+    loaded = load_rank(
         files,
         config,
         rank=seat[0],
@@ -176,6 +176,8 @@ def _load(
         attention=attention_hook.ATTENTION_NAME,
         backbone=not generates(config),
     )
+    relative_positions.plug(loaded.model)
+    return loaded
 
 
 def _described(part: LoadedRank, dtype: torch.dtype) -> BaseDescription:

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
-from lorax_shard.model import attention_hook
+from lorax_shard.model import attention_hook, relative_positions
 from lorax_shard.model.damage import refuse_corrupt
 from lorax_shard.model.families import generates, is_encoder
 from lorax_shard.model.heads import kind_of, stock_class
@@ -59,6 +59,7 @@ def load_weights(
                 **options,
             )
         model = model.to(device).eval().requires_grad_(False)
+        relative_positions.plug(model)
     if is_encoder(hf_config):
         leave_out_pooler(model, report)
     refuse_missing(folder, report)

@@ -1,9 +1,10 @@
 """Plans for families that transformers has none for, or one that gathers without need.
 
 In transformers' words: ``colwise``, ``rowwise``, ``packed_colwise`` (two stacked matrices, each
-split), ``moe_tp_experts``; and four of ours: ``norm`` (a norm over all heads at once), ``sinks``
-(one number a head), ``heads_colwise`` and ``heads_rowwise`` (outputs and inputs are heads, of queries
-and keys alike, once or stacked). Below the base model; the first name that fits counts.
+split), ``moe_tp_experts``; and five of ours: ``norm`` (a norm over all heads at once), ``sinks``
+(one number a head), ``heads_table`` (an embedding with one number a head), ``heads_colwise`` and
+``heads_rowwise`` (outputs and inputs are heads, of queries and keys alike, once or stacked). Below the
+base model; the first name that fits counts.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ PLANS: dict[str, dict[str, str]] = {
         "layers.*.attn.Wo": "heads_rowwise",
         "layers.*.mlp.Wi": "packed_colwise",
         "layers.*.mlp.Wo": "rowwise",
+    },
+    "mpnet": {
+        "encoder.relative_attention_bias": "heads_table",
+        "encoder.layer.*.attention.attn.q": "heads_colwise",
+        "encoder.layer.*.attention.attn.k": "heads_colwise",
+        "encoder.layer.*.attention.attn.v": "heads_colwise",
+        "encoder.layer.*.attention.attn.o": "heads_rowwise",
+        "encoder.layer.*.intermediate.dense": "colwise",
+        "encoder.layer.*.output.dense": "rowwise",
     },
     "olmo2": {
         **_SEPARATE,

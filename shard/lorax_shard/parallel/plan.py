@@ -29,10 +29,10 @@ from lorax_shard.parallel.partition import (
 
 logger = logging.getLogger(__name__)
 
-# What a style means here; transformers' words but for the last four.
+# What a style means here; transformers' words but for the last five.
 _SPLIT_STYLES = (
     "colwise", "rowwise", "packed_colwise", "moe_tp_experts",
-    "norm", "sinks", "heads_colwise", "heads_rowwise",
+    "norm", "sinks", "heads_table", "heads_colwise", "heads_rowwise",
 )  # fmt: skip
 # Modules that take whole inputs and give whole outputs, however they compute: they stay whole.
 _WHOLE_STYLES = (
@@ -206,6 +206,8 @@ class _Planner:
             return self._norm(name, module)
         if style == "sinks":
             return Split(Role.HEADS, (), parameters={"sinks": (0, (self.heads.queries,))})
+        if style == "heads_table":
+            return Split(Role.HEADS, (), parameters={"weight": (1, (self.heads.queries,))})
         if style == "heads_colwise":
             return Split(Role.COLUMN, self._stacked_heads(name, _widths(module)[1]))
         if style == "heads_rowwise":

@@ -25,7 +25,12 @@ def metadata(lens: list[int]) -> Any:
 
 
 def alone(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, scaling: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window: int | None,
+    scaling: float,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Write the scores of one row out, head by head."""
     at = torch.arange(len(q))
@@ -33,7 +38,10 @@ def alone(
     heads = []
     for head in range(HEADS):
         of = head // (HEADS // KV_HEADS)
-        scores = (scaling * q[:, head] @ k[:, of].T).masked_fill(far, -math.inf)
+        scores = scaling * q[:, head] @ k[:, of].T
+        if bias is not None:
+            scores = scores + bias[head, bias.shape[1] // 2 + at - at[:, None]]
+        scores = scores.masked_fill(far, -math.inf)
         heads.append(scores.softmax(dim=-1) @ v[:, of])
     return torch.stack(heads, dim=1)
 
@@ -72,6 +80,26 @@ def test_each_row_sees_itself_alone(
     rows = zip(*(torch.split(each, lens) for each in (q, k, v)), strict=True)
     wanted = torch.cat([alone(*row, window, 0.3) for row in rows])
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("dim", [20, 32])
+@pytest.mark.parametrize(
+    "lens", [[1], [9, 9, 9], [40, 3, 64, 1, 65], [150, 20, 17], [1100, 7, 600]]
+)
+def test_a_bias_is_that_of_the_distance(
+    backend: WholeAttention, lens: list[int], dim: int, window: int | None
+) -> None:
+    q, k, v = drawn(lens, dim, 1)
+    wide = 2 * torch.randn(HEADS, 2 * max(lens) + 3, generator=torch.Generator().manual_seed(2))
+    # A part of another tensor, as a model may give it, and of more tokens than a row has.
+    for bias in (wide[:, 2:-2], wide):
+        step = metadata(lens)
+        for spec in (AttentionSpec(0.3, window, bias=bias), AttentionSpec(0.3, window)):
+            rows = zip(*(torch.split(each, lens) for each in (q, k, v)), strict=True)
+            wanted = torch.cat([alone(*row, window, 0.3, spec.bias) for row in rows])
+            found = backend.attend(q, k, v, 0, spec, step)
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_row_longer_than_a_span(backend: WholeAttention) -> None:

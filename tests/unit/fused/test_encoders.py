@@ -23,6 +23,7 @@ FORMS = {
     "distilbert": (0, 5, 2, 0),
     "electra": (4, 5, 2, 0),
     "modernbert": (0, 7, 3, 3),
+    "mpnet": (2, 5, 2, 0),
     "roberta": (4, 5, 2, 0),
     "xlm-roberta": (4, 5, 2, 0),
 }
