@@ -21,7 +21,12 @@ from lorax_shard.linear.quantized.kernel import (
     load_quantized,
 )
 
-NARROWER = {"own": (), "without AVX-512": ("-mno-avx512f",), "without AVX": ("-mno-avx",)}
+NARROWER = {
+    "own": (),
+    "without VNNI": ("-mno-avx512vnni",),
+    "without AVX-512": ("-mno-avx512f",),
+    "without AVX": ("-mno-avx",),
+}
 # Neither whole panels nor whole blocks.
 SHAPES = ((1, 32), (31, 160), (130, 576), (40, 1600))
 MOST_ROWS = 200
@@ -117,6 +122,37 @@ def test_many_rows_are_as_exact_as_the_plain_product(
     plain = (functional.linear(x, dense) - exact).norm()
     # Codes of four bits are multiplied as 16 and more, which costs some of the last bits.
     assert (packed(library, weight)(x) - exact).norm() <= 1.5 * plain
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-42, 1e-36, 1e-20, 1.0, 1e20, 1e30])
+def test_rows_of_any_size_are_as_exact(
+    library: QuantizedLibrary, format_: Format, factor: float
+) -> None:
+    torch.manual_seed(4)
+    weight, x = random_weight(format_, 40, 320), torch.randn(9, 320)
+    # Some inputs are far larger than those beside them, as in models.
+    x[:, ::37] *= 200
+    x[0, :128] = 0
+    x *= factor
+    dense = weight.dense()
+    exact = x.double() @ dense.double().t()
+    largest = (x.double().abs() @ dense.double().abs().t()).amax()
+    # What is near the smallest of numbers may count as none.
+    assert (packed(library, weight)(x) - exact).abs().max() <= 1e-6 * largest + 1e-28
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_a_row_with_no_number_harms_no_other(
+    library: QuantizedLibrary, format_: Format, bad: float
+) -> None:
+    torch.manual_seed(5)
+    kernel, x = packed(library, random_weight(format_, 40, 320)), torch.randn(7, 320)
+    expected = kernel(x)
+    x[3, 17] = bad
+    found = kernel(x)
+    assert not found[3].isfinite().any()
+    others = [0, 1, 2, 4, 5, 6]
+    assert torch.equal(found[others], expected[others])
 
 
 def test_inputs_may_lie_anyhow(library: QuantizedLibrary, format_: Format) -> None:

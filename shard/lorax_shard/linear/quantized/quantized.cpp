@@ -9,9 +9,10 @@
 // added, and after that the codes in the order in which they are used.
 //
 // A tile is some rows of one panel, whose sums stay in registers while a block of the panel streams
-// past. Where one tile takes all rows, codes become floats in its registers. More rows take turns
-// with floats that are made once, in the first cache: the same numbers in the same order, so that
-// what a row gets depends neither on the rows beside it nor on threads.
+// past. Where the processor multiplies bytes, codes are multiplied as they are (digits.h). Elsewhere
+// they become floats: in registers where one tile takes all rows; for more rows once, in the first
+// cache. Either way a row gets the same numbers in the same order, so that what it gets depends
+// neither on the rows beside it nor on threads.
 //
 // Where there are matrix tiles they take more than a few rows (tiles.h): as exactly, with other last
 // bits; among those, too, what a row gets does not depend on the others.
@@ -22,76 +23,23 @@
 #include <cstdint>
 #include <cstring>
 
+#include "digits.h"
 #include "tiles.h"
 
 namespace {
 
-// Rows that are computed while a block of the weight passes through once.
-constexpr int64_t most_rows = 96;
-// From row to row of the inputs of a block; no multiple of 4 KiB.
-constexpr int64_t input_stride = most_depth + 16;
 // How far ahead a weight is asked for, in bytes.
 constexpr int64_t lead = 4096;
-
-// Where the results of a tile go.
-struct Out {
-    float* at;
-    int64_t stride;
-    bool is_first;       // the first block writes, the others add
-    bool is_last;
-    const float* scale;  // of a column, after the last block; null where groups have theirs
-    const float* bias;   // null without one
-};
-
-inline void finish(const Out& out, int row, int half, Lanes sum) {
-    float* at = out.at + row * out.stride + half * num_lanes;
-    if (!out.is_first) sum = lanes_at(at) + sum;
-    if (out.is_last) {
-        if (out.scale) sum = sum * lanes_at(out.scale + half * num_lanes);
-        if (out.bias) sum = sum + lanes_at(out.bias + half * num_lanes);
-    }
-    lanes_at(at) = sum;
-}
-
-// `ahead`: what to ask for meanwhile; `rate` bytes with every input.
-template <int ROWS, class Codes>
-void compute_tile(const float* x, const uint8_t* w, int64_t depth, const Out& out,
-                  const uint8_t* ahead, int64_t rate) {
-    Lanes sums[ROWS][2] = {};
-    for (int row = 0; row < ROWS; ++row)
-        for (int half = 0; half < 2; ++half)
-            __builtin_prefetch(out.at + row * out.stride + half * num_lanes, 1);
-    for (int64_t k = 0; k < depth; k += Codes::group, w += Codes::bytes) {
-        Codes codes(w);
-        for (int part = 0; part < Codes::group / Codes::step; ++part) {
-            codes.load(part);
-#pragma GCC unroll 8
-            for (int index = 0; index < Codes::step; ++index, ++x) {
-                __builtin_prefetch(ahead);
-                ahead += rate;
-                const Lanes left = codes.read(index, 0), right = codes.read(index, 1);
-                for (int row = 0; row < ROWS; ++row) {
-                    const float input = x[row * input_stride];
-                    sums[row][0] += left * input;
-                    sums[row][1] += right * input;
-                }
-            }
-        }
-    }
-#pragma GCC unroll 12
-    for (int row = 0; row < ROWS; ++row)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) finish(out, row, half, sums[row][half]);
-}
-
-typedef void Tile(const float*, const uint8_t*, int64_t, const Out&, const uint8_t*, int64_t);
 
 // What computes one format: tiles of its codes, and its codes as floats.
 struct Format {
     // Inputs of a group, and its bytes.
     int64_t group, bytes;
-    Tile* tiles[tile_rows + 1];
+    Tiles<Floats> floats;
     void (*widen)(const uint8_t* w, int64_t depth, float* floats);
+    // Null where there are none.
+    Tiles<Digits> digits;
+    Cut cut;
     // Computes rows of neighbouring panels on matrix tiles, which is faster from `tiles_from` on;
     // null where there are none.
     void (*on_tiles)(const QuantizedCall& call, int64_t first_row, int64_t last_row,
@@ -127,32 +75,9 @@ constexpr decltype(Format::on_tiles) on_tiles() {
 #endif
 
 template <class Codes>
-void widen(const uint8_t* w, int64_t depth, float* floats) {
-    for (int64_t k = 0; k < depth; k += Codes::group, w += Codes::bytes) {
-        Codes codes(w);
-        for (int part = 0; part < Codes::group / Codes::step; ++part) {
-            codes.load(part);
-#pragma GCC unroll 8
-            for (int index = 0; index < Codes::step; ++index, floats += columns)
-                for (int half = 0; half < 2; ++half)
-                    lanes_at(floats + half * num_lanes) = codes.read(index, half);
-        }
-    }
-}
-
-template <class Codes>
 constexpr Format format_of() {
-    return {Codes::group,
-            Codes::bytes,
-            {nullptr, compute_tile<1, Codes>, compute_tile<2, Codes>, compute_tile<3, Codes>,
-             compute_tile<4, Codes>, compute_tile<5, Codes>, compute_tile<6, Codes>,
-#if defined(__AVX512F__) || defined(__aarch64__)
-             compute_tile<7, Codes>, compute_tile<8, Codes>, compute_tile<9, Codes>,
-             compute_tile<10, Codes>, compute_tile<11, Codes>, compute_tile<12, Codes>,
-#endif
-            },
-            widen<Codes>,
-            on_tiles<Codes>(),
+    return {Codes::group,         Codes::bytes,        float_tiles<Codes>(), widen<Codes>,
+            digit_tiles<Codes>(), cut_of<Codes>(),     on_tiles<Codes>(),
             Codes::step == codes_a_word ? 9 : 6};
 }
 
@@ -166,20 +91,25 @@ constexpr Format formats[] = {
     format_of<GroupedNibbles<Full, 32, true>>(),
     format_of<GroupedBytes<Full, 16, true>>(),
 };
-constexpr Tile* plain_tiles[] = {
-    nullptr, compute_tile<1, Plain>, compute_tile<2, Plain>, compute_tile<3, Plain>,
-    compute_tile<4, Plain>, compute_tile<5, Plain>, compute_tile<6, Plain>,
-#if defined(__AVX512F__) || defined(__aarch64__)
-    compute_tile<7, Plain>, compute_tile<8, Plain>, compute_tile<9, Plain>, compute_tile<10, Plain>,
-    compute_tile<11, Plain>, compute_tile<12, Plain>,
-#endif
-};
+constexpr Tiles<Floats> plain_tiles = float_tiles<Plain>();
 
-}  // namespace
+// What computes rows that `in` holds, past the block `w`, and where it then reads: several tiles of
+// floats share what is widened once.
+inline const Tiles<Floats>& tiles_of(Floats& in, const Format& format, int64_t rows, int64_t size,
+                                     const uint8_t*& w) {
+    if (rows <= Floats::most_tile) return format.floats;
+    format.widen(w, size, in.weight);
+    w = reinterpret_cast<const uint8_t*>(in.weight);
+    return plain_tiles;
+}
 
-namespace {
+inline const Tiles<Digits>& tiles_of(Digits&, const Format& format, int64_t, int64_t,
+                                     const uint8_t*&) {
+    return format.digits;
+}
 
 // Some rows and some neighbouring panels: what one thread computes in one go.
+template <class Inputs>
 class Part {
    public:
     Part(const QuantizedCall& call, int64_t first_row, int64_t last_row, int64_t first_panel,
@@ -187,7 +117,7 @@ class Part {
         : call(call), format(formats[call.format]), first_row(first_row),
           rows(last_row - first_row), first_panel(first_panel), last_panel(last_panel),
           num_panels((call.num_out + columns - 1) / columns),
-          num_tiles((rows + tile_rows - 1) / tile_rows) {}
+          num_tiles((rows + Inputs::most_tile - 1) / Inputs::most_tile) {}
 
     void compute() {
         const uint8_t* block = call.weight;
@@ -196,8 +126,7 @@ class Part {
             const int64_t size = std::min(most_depth, call.num_in - k);
             const int64_t panel_bytes = size / format.group * format.bytes;
             for (int64_t row = 0; row < rows; ++row)
-                std::memcpy(inputs + row * input_stride,
-                            call.x + (first_row + row) * call.x_stride + k, size * sizeof(float));
+                inputs.put(row, call.x + (first_row + row) * call.x_stride + k, size, format.cut);
             next_block = block + num_panels * panel_bytes;
             for (int64_t panel = first_panel; panel < last_panel; ++panel)
                 compute_panel(panel, block + panel * panel_bytes, panel_bytes, k, size);
@@ -228,19 +157,14 @@ class Part {
         Out out{y, stride, k == 0, k + size == call.num_in,
                 call.scale ? call.scale + panel * columns : nullptr,
                 call.bias ? call.bias + panel * columns : nullptr};
-        if (num_tiles == 1) {
-            format.tiles[rows](inputs, w, size, out, ahead_of(panel, w, num_bytes), num_bytes / size);
-            return;
-        }
-        format.widen(w, size, floats);
-        const uint8_t* next = w + num_bytes;
+        const uint8_t* ahead = num_tiles == 1 ? ahead_of(panel, w, num_bytes) : w + num_bytes;
         const int64_t rate = (num_bytes / size + num_tiles - 1) / num_tiles;
-        for (int64_t tile = 0, row = 0; tile < num_tiles; ++tile) {
+        const Tiles<Inputs>& tiles = tiles_of(inputs, format, rows, size, w);
+        for (int64_t tile = 0, row = 0; tile < num_tiles; ++tile, ahead += rate * size) {
             // Rows are spread evenly: a tile of one row takes as long as one of four.
             const int64_t end = rows * (tile + 1) / num_tiles;
             out.at = y + row * stride;
-            plain_tiles[end - row](inputs + row * input_stride, (const uint8_t*)floats, size, out,
-                                   next + tile * rate * size, rate);
+            tiles[end - row](inputs, row, w, size, out, ahead, rate);
             row = end;
         }
     }
@@ -256,9 +180,7 @@ class Part {
     const Format& format;
     const uint8_t* next_block = nullptr;
     const int64_t first_row, rows, first_panel, last_panel, num_panels, num_tiles;
-    alignas(64) float inputs[most_rows * input_stride];
-    // A panel's block of the weight, where several tiles read it.
-    alignas(64) float floats[most_depth * columns];
+    Inputs inputs;
     // Results of a panel that is wider than what is left of y.
     alignas(64) float edge[most_rows * columns];
 };
@@ -312,8 +234,10 @@ extern "C" void lorax_quantized_linear_team(const QuantizedCall* given) {
                       last_panel = num_panels * (panel + 1) / panel_parts;
         if (on_tiles)
             format.on_tiles(call, first_row, last_row, first_panel, last_panel);
+        else if (format.digits[1])
+            Part<Digits>(call, first_row, last_row, first_panel, last_panel).compute();
         else
-            Part(call, first_row, last_row, first_panel, last_panel).compute();
+            Part<Floats>(call, first_row, last_row, first_panel, last_panel).compute();
     }
 }
 
