@@ -27,6 +27,16 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     # Its layers are one and the same; the second group's are others.
     "albert": ("AlbertConfig", {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2}),
     "bert": ("BertConfig", {}),
+    "deberta": (
+        "DebertaConfig",
+        {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 2},
+    ),
+    # As v3, but for the positions that these add to tokens.
+    "deberta-v2": (
+        "DebertaV2Config",
+        {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
+         "share_att_key": True, "norm_rel_ebd": "layer_norm"},
+    ),
     "distilbert": (
         "DistilBertConfig",
         {"dim": 48, "hidden_dim": 80, "n_layers": 2, "n_heads": 6, "sinusoidal_pos_embds": False},
@@ -45,7 +55,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 # Each takes its sizes under names of its own.
 _OWN_NAMES = {"distilbert": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}  # fmt: skip
 # Those whose token types tell two texts apart.
-TELLS_TEXTS_APART = frozenset({"albert", "bert", "electra"})
+TELLS_TEXTS_APART = frozenset({"albert", "bert", "deberta", "electra"})
 
 
 def encoder_config(family: str, **overrides: Any) -> Any:

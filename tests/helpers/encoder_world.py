@@ -64,6 +64,16 @@ _TARGETS = {
         ["query", "value", "attention.dense"],
         "full_layer_layer_norm",
     ),
+    "deberta": (
+        ["in_proj", "pos_proj", "pos_q_proj", "dense"],
+        ["in_proj", "attention.output.dense", "pos_q_proj"],
+        "LayerNorm",
+    ),
+    "deberta-v2": (
+        ["query_proj", "key_proj", "value_proj", "dense"],
+        ["query_proj", "value_proj", "attention.output.dense"],
+        "LayerNorm",
+    ),
     "distilbert": (
         ["q_lin", "v_lin", "out_lin", "lin1", "lin2"],
         ["q_lin", "v_lin", "out_lin"],
@@ -167,10 +177,12 @@ def adapter_options(family: str) -> list[dict[str, Any]]:
     """Return what PEFT is told of each adapter; the handles of requests begin at 1."""
     linears, some, norm = _TARGETS.get(family, _BERT)
     embedding = "tok_embeddings" if family == "modernbert" else "word_embeddings"
+    # The first DeBERTa keeps some beside its linears, where adapters have no place.
+    bias = "lora_only" if family == "deberta" else "all"
     return [
         {"target_modules": linears, "r": 8, "lora_alpha": 8},
         {"target_modules": some, "r": 3, "lora_alpha": 3, "use_dora": True},
-        {"target_modules": some[1:2], "r": 2, "bias": "all"},
+        {"target_modules": some[1:2], "r": 2, "bias": bias},
         {"target_modules": some[:1], "r": 4, "use_rslora": True, "modules_to_save": [norm]},
         {"target_modules": "all-linear", "r": 2, "use_dora": True},
         {"target_modules": [embedding, some[0]], "r": 4, "lora_alpha": 2},

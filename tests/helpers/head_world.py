@@ -43,13 +43,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "ModernBert",
         {"local_attention": 16, "cls_token_id": 1, "sep_token_id": 2, **_IDS},
     ),
+    "deberta-v2": (
+        "DebertaV2",
+        {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 16,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+        },
+    ),
     "mpnet": ("MPNet", {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}),
     "llama": ("Llama", {"num_key_value_heads": 2, **_IDS}),
 }
 _TARGETS = {
     "bert": ["query", "value"], "roberta": ["query", "key"], "distilbert": ["q_lin", "v_lin"],
     "electra": ["query", "value"], "modernbert": ["Wqkv"], "mpnet": ["q", "k"],
-    "llama": ["q_proj", "down_proj"],
+    "deberta-v2": ["query_proj", "value_proj"], "llama": ["q_proj", "down_proj"],
 }  # fmt: skip
 
 
@@ -71,13 +82,16 @@ def adapters_of(family: str) -> list[Trained]:
     """Return adapters with heads of different widths and kinds, and one without a head."""
     some: dict[str, Any] = {"target_modules": _TARGETS[family]}
     # PEFT itself fails where it would adapt a linear that it saves as a whole.
-    every = {"target_modules": _TARGETS[family] if family == "distilbert" else "all-linear"}
-    # Its defaults leave out what this family has before its classifier.
-    saved = {"modules_to_save": ["head", "classifier"]} if family == "modernbert" else {}
+    is_named = family in ("deberta-v2", "distilbert")
+    every = {"target_modules": _TARGETS[family] if is_named else "all-linear"}
+    # Its defaults leave out what these families have before their classifiers.
+    before = {"deberta-v2": "pooler", "modernbert": "head"}.get(family)
+    saved = {"modules_to_save": [before, "classifier"]} if before else {}
+    of_tokens = {} if before == "pooler" else saved
     return [
         Trained("SEQ_CLS", 2, {**some, **saved, "r": 4}),
         Trained("SEQ_CLS", 5, {**every, **saved, "r": 3, "use_dora": True}),
-        Trained("TOKEN_CLS", 4, {**some, **saved, "r": 8, "lora_alpha": 4}),
+        Trained("TOKEN_CLS", 4, {**some, **of_tokens, "r": 8, "lora_alpha": 4}),
         Trained("SEQ_CLS", 1, {**some, **saved, "r": 2, "use_rslora": True}),
         Trained("FEATURE_EXTRACTION", 0, {**some, "r": 4}),
     ]

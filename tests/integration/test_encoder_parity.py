@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.drive_engine import serve
+from tests.helpers.encoder_faults import fewer_groups, fewer_rows
 from tests.helpers.encoder_models import ENCODERS, LONGEST, TELLS_TEXTS_APART
 from tests.helpers.encoder_world import (
     POOLINGS,
@@ -24,7 +25,6 @@ from tests.helpers.encoder_world import (
 
 from lorax_contract.pooling import Pooling
 from lorax_shard.attention import ragged, whole
-from lorax_shard.attention.cpp import StepRows
 from lorax_shard.engine import inputs
 from lorax_shard.engine.engine import Engine
 from lorax_shard.engine.vectors import VectorSpan
@@ -117,23 +117,11 @@ def _shifted(self: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> tor
     return positions_of(self, input_ids, positions) + (positions > 0)
 
 
-def _one_row(metadata: Any) -> StepRows:
-    num = [sum(metadata.query_lens)]
-    rows = metadata.scratch["one row"] = StepRows()
-    rows.fill(num, num, None)
-    return rows
-
-
-def _one_group(metadata: Any) -> Any:
-    num = sum(metadata.query_lens)
-    return [whole._Group(1, num, slice(0, num), None, None)]
-
-
 PLANTED = {
     "pooling takes a neighbour's token": [(inputs, "span_of", _from_one_before)],
     "positions shifted by one": [(EncoderModel, "_positions", _shifted)],
     "attention sees a neighbour": [
-        (ragged, "_rows_of", _one_row), (whole, "_groups", _one_group),
+        (ragged, "_rows_of", fewer_rows), (whole, "_groups", fewer_groups),
     ],
 }  # fmt: skip
 

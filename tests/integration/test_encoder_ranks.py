@@ -25,6 +25,9 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_shard.engine.engine import Engine
 from lorax_shard.model.rank_model import meet
 
+# The first DeBERTa's query, key and value are one linear, head by head.
+SPREAD = sorted(ENCODERS.keys() - {"deberta"})
+
 
 def served(world: EncoderWorld, world_size: int) -> float:
     """Serve base rows and rows of all adapters by ranks; return the largest difference."""
@@ -41,7 +44,7 @@ def served(world: EncoderWorld, world_size: int) -> float:
     return check_vectors(world, texts, asked, answers)
 
 
-@pytest.fixture(scope="module", params=sorted(ENCODERS))
+@pytest.fixture(scope="module", params=SPREAD)
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EncoderWorld:
     return EncoderWorld(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -77,7 +80,7 @@ def test_ranks_hold_parts_of_each_layer_and_meet_twice_in_it(world: EncoderWorld
     assert run_ranks(3, work) == [2 * layers + 1] * 3
 
 
-@pytest.mark.parametrize("family", sorted(ENCODERS))
+@pytest.mark.parametrize("family", SPREAD)
 def test_a_checkpoint_of_a_model_around_it_is_read(family: str, tmp_path: Path) -> None:
     """Its tensors have longer names, and it has no pooler."""
     # The others would change the pooler, too.

@@ -33,7 +33,7 @@ def engines_of(world: HeadWorld, world_size: int) -> list[Engine]:
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", "roberta", "distilbert", "modernbert", "mpnet", "llama"]
+    "family", ["bert", "roberta", "deberta-v2", "distilbert", "modernbert", "mpnet", "llama"]
 )
 def test_any_mixture_of_heads_is_what_peft_gives(family: str, tmp_path: Path) -> None:
     world = HeadWorld(tmp_path, family)
@@ -45,7 +45,7 @@ def test_any_mixture_of_heads_is_what_peft_gives(family: str, tmp_path: Path) ->
         assert_right(world, spec, answers[spec.request_id])
 
 
-@pytest.mark.parametrize("family", ["bert", "electra", "modernbert", "llama"])
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "electra", "modernbert", "llama"])
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
 def test_a_model_s_own_head_is_read_whole_by_each_rank(
     family: str, task: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -111,7 +111,7 @@ def test_any_mixture_of_heads_is_what_peft_gives(family: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", "roberta", "distilbert", "modernbert", "mpnet", "llama"]
+    "family", ["bert", "roberta", "deberta-v2", "distilbert", "modernbert", "mpnet", "llama"]
 )
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
 def test_a_model_s_own_head_beside_those_of_adapters(

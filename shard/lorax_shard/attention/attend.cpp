@@ -2,8 +2,8 @@
 //
 //   score[h][t] = cap(scaling * q[h] . k[t, g])     g = h / (H / G)
 //   out[h]      = sum_t softmax(score[h])[t] * v[t, g]
-// A layer's sink joins the softmax as one more score without a value; its bias adds to the score
-// what the distance of t from the query adds.
+// A layer's sink joins the softmax as one more score without a value. Rows without a cache may have
+// a bias: what is added to scores by distance, for all queries and keys or by each of them.
 //
 // A row's queries are taken in tiles: some tokens with all query heads of one KV head, so that K
 // and V are read once for all of them, where they lie in the cache. A tile passes through its

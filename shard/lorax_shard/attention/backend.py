@@ -18,14 +18,28 @@ from numpy.typing import NDArray
 from lorax_shard.attention.kv_cache import NO_SLOT, KVShape, PagedCache
 
 
+class RelativeBias(NamedTuple):
+    """What scores have besides, by how far a key lies behind its query: 1 - N to N - 1 tokens.
+
+    score(i, j) += by_distance[h, d] + of_query[h, i, places[d]] + of_key[h, j, places[d]]
+
+    with d = N - 1 + j - i; i and j are tokens of one row, of up to N. Of the parts those that are None
+    add nothing; ``places`` are there if what the tokens themselves add is.
+    """
+
+    by_distance: torch.Tensor | None = None  # H x 2N - 1
+    places: torch.Tensor | None = None  # 2N - 1, int32
+    of_query: torch.Tensor | None = None  # H x T x B, of all tokens of the step
+    of_key: torch.Tensor | None = None  # H x T x B
+
+
 class AttentionSpec(NamedTuple):
     """What one layer computes.
 
     score(q, k) = cap(scaling * q.k), with cap(x) = softcap * tanh(x / softcap) when
     a softcap is set. A query at position p sees the keys at p - window < position
     <= p, with a chunk only those of its own one: position // chunk = p // chunk. Each
-    head's sink is one more score without a value. Rows of up to N tokens that see all of
-    themselves may have a bias: a key d positions behind the query scores bias[h, N - 1 + d] more.
+    head's sink is one more score without a value. Rows that a step has whole may have a bias.
     """
 
     scaling: float
@@ -33,7 +47,7 @@ class AttentionSpec(NamedTuple):
     softcap: float | None = None
     sinks: torch.Tensor | None = None  # H
     chunk: int | None = None
-    bias: torch.Tensor | None = None  # H x 2N - 1
+    bias: RelativeBias | None = None
 
     def first_seen(self, position: int) -> int:
         """Return the first position that a query at ``position`` sees."""

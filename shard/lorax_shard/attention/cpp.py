@@ -31,7 +31,8 @@ _STORE_SOURCE = Path(__file__).with_name("store.cpp")
 _PACK_STORE = struct.Struct("=14q").pack
 # Those of AttendCall.
 _ROWS = "cpp.rows"
-PACK_ATTEND = struct.Struct("=14qd2qd6q").pack
+NO_BIAS = (0,) * 7
+PACK_ATTEND = struct.Struct("=14qd2qd10q").pack
 
 
 class StepRows(ReusableRows):
@@ -172,7 +173,7 @@ class CppAttention(AttentionBackend):
                 num_heads, num_kv_heads, key_dim, value_dim, block_size,
                 spec.scaling, spec.window or 0, spec.chunk or 0, spec.softcap or 0.0,
                 0 if sinks is None else sinks.data_ptr(),
-                torch.get_num_threads(), _rows_of(metadata).address, 0, 0, 0,
+                torch.get_num_threads(), _rows_of(metadata).address, *NO_BIAS,
             )
         )  # fmt: skip
         return output

@@ -35,10 +35,15 @@ struct AttendCall {
     const float* sinks;     // H, or null
     int64_t num_threads;
     const StepRows* rows;
-    // What a token adds to its score by how far it is behind the query: H times the distances, of
+    // What is added to a score by how far the token is behind the query: H times the distances, of
     // which 0 is at bias_centre, and a vector more. Or null.
     const float* bias;
     int64_t bias_head_stride, bias_centre;
+    // What queries and keys themselves add by distance, which have their places in a token's: each
+    // H x tokens x places_of_token, or null.
+    const float *of_query, *of_key;
+    const int32_t* places;
+    int64_t places_of_token;
 };
 
 // The tokens whose results are put together by themselves before they are added to others'.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn.functional import pad
 
-from lorax_shard.attention.backend import AttentionSpec, StepMetadata
+from lorax_shard.attention.backend import AttentionSpec, RelativeBias, StepMetadata
 from lorax_shard.attention.cpp import (
+    NO_BIAS,
     PACK_ATTEND,
     CppAttention,
     StepRows,
@@ -102,19 +105,48 @@ def _rows_of(metadata: StepMetadata) -> StepRows:
     return found
 
 
-def _bias_fields(bias: torch.Tensor | None, metadata: StepMetadata) -> tuple[int, int, int]:
-    """Return where the kernel finds a bias: its address, its stride by heads, its column of distance 0.
+class _BiasTables(NamedTuple):
+    """A bias as the kernel reads it, and where its fields lie."""
 
-    Layers that have the same bias share what is made of it.
-    """
+    bias: RelativeBias
+    tables: tuple[torch.Tensor | None, ...]
+    fields: tuple[int, ...]
+
+    @classmethod
+    def of(cls, bias: RelativeBias, lens: list[int]) -> _BiasTables:
+        """Make them for rows of so many tokens: whole vectors are read, and tokens follow each other."""
+        distances = bias.by_distance if bias.by_distance is not None else bias.places
+        assert distances is not None, "a bias without distances adds nothing"
+        by_distance = bias.by_distance
+        if by_distance is not None:
+            by_distance = pad(by_distance.float(), (0, _MOST_LANES)).contiguous()
+        of_tokens = [
+            None if each is None else each.contiguous() for each in (bias.of_query, bias.of_key)
+        ]
+        places = None if bias.places is None else bias.places.int().contiguous()
+        tables = (by_distance, *of_tokens, places)
+        shape = next((each.shape for each in of_tokens if each is not None), (0, 0, 0))
+        by_distance_at, of_query_at, of_key_at, places_at = (
+            0 if each is None else each.data_ptr() for each in tables
+        )
+        stride = 0 if by_distance is None else by_distance.stride(0)
+        centre = distances.shape[-1] // 2
+        if max(lens) > centre + 1 or shape[1] not in (0, sum(lens)):
+            raise ValueError(
+                f"a bias of {centre + 1} tokens' distances does not fit rows of {lens}"
+            )
+        fields = (by_distance_at, stride, centre, of_query_at, of_key_at, places_at, shape[2])
+        return cls(bias, tables, fields)
+
+
+def _bias_fields(bias: RelativeBias | None, metadata: StepMetadata) -> tuple[int, ...]:
+    """Return what the kernel is told of a bias; layers that have the same one share what is made of it."""
     if bias is None:
-        return 0, 0, 0
-    made_of, padded = metadata.scratch.get(_BIAS, (None, None))
-    if made_of is not bias:
-        padded = pad(bias.float(), (0, _MOST_LANES)).contiguous()
-        metadata.scratch[_BIAS] = bias, padded
-    table: torch.Tensor = padded
-    return table.data_ptr(), table.stride(0), bias.shape[1] // 2
+        return NO_BIAS
+    made: _BiasTables | None = metadata.scratch.get(_BIAS)
+    if made is None or made.bias is not bias:
+        made = metadata.scratch[_BIAS] = _BiasTables.of(bias, metadata.query_lens)
+    return made.fields
 
 
 def _heads_together(x: torch.Tensor) -> torch.Tensor:

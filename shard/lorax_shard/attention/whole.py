@@ -11,7 +11,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from lorax_shard.attention.backend import AttentionBackend, AttentionSpec, StepMetadata
+from lorax_shard.attention.backend import (
+    AttentionBackend,
+    AttentionSpec,
+    RelativeBias,
+    StepMetadata,
+)
 
 # Scores that may be computed for nobody, as a part of those of a call's rows, and besides: as many as
 # a call of its own costs.
@@ -159,7 +164,7 @@ def _biased(
     number: int,
     group: _Group,
     mask: torch.Tensor | None,
-    bias: torch.Tensor,
+    bias: RelativeBias,
     metadata: StepMetadata,
 ) -> torch.Tensor:  # (n or 1) x H x L x L
     """Return what is added to a group's scores: the bias, and -inf where the mask lets nothing be seen.
@@ -169,7 +174,7 @@ def _biased(
     key = f"whole.bias.{number}"
     made_of, added = metadata.scratch.get(key, (None, None))
     if made_of is not bias:
-        added = spread(bias, group.length).unsqueeze(0)
+        added = _added(group, bias)
         if mask is not None:
             added = added.masked_fill(~mask, -torch.inf)
         metadata.scratch[key] = bias, added
@@ -177,8 +182,34 @@ def _biased(
     return found
 
 
-def spread(bias: torch.Tensor, length: int) -> torch.Tensor:  # H x length x length
-    """Return what each query of a row adds to each key's score, of a bias by distance (H x 2N - 1)."""
-    longest = (bias.shape[1] + 1) // 2
+def _added(group: _Group, bias: RelativeBias) -> torch.Tensor:  # (n or 1) x H x L x L
+    parts: list[torch.Tensor] = []
+    if bias.by_distance is not None:
+        parts.append(spread(bias.by_distance, group.length).unsqueeze(0))
+    if bias.places is not None:
+        # query x key
+        places = spread(bias.places.long().unsqueeze(0), group.length)[0]
+        if bias.of_query is not None:
+            parts.append(_of_tokens(group, bias.of_query, places))
+        if bias.of_key is not None:
+            parts.append(_of_tokens(group, bias.of_key, places.T).transpose(2, 3))
+    return sum(parts[1:], start=parts[0])
+
+
+def _of_tokens(
+    group: _Group, added: torch.Tensor, places: torch.Tensor
+) -> torch.Tensor:  # n x H x L x L
+    """Return what each token of a group adds for each other one of its row: ``places`` is L x L."""
+    if isinstance(group.tokens, slice):
+        own = added[:, group.tokens]
+    else:
+        own = added.index_select(1, group.tokens)
+    own = own.view(len(own), group.num_rows, group.length, -1)
+    return own.gather(3, places.expand(*own.shape[:2], -1, -1)).transpose(0, 1)
+
+
+def spread(by_distance: torch.Tensor, length: int) -> torch.Tensor:  # H x length x length
+    """Return for each query of a row what there is of the distance of each key (H x 2N - 1)."""
+    longest = (by_distance.shape[1] + 1) // 2
     # One token later, the same distances begin one key later.
-    return bias.unfold(1, length, 1)[:, longest - length : longest].flip(1)
+    return by_distance.unfold(1, length, 1)[:, longest - length : longest].flip(1)

@@ -14,7 +14,8 @@ class Worker {
     // With `has_tiles` many rows are computed on matrix tiles, which this processor has.
     Worker(const AttendCall& call, int64_t most_rows, bool has_tiles)
         : c(call), group(call.num_heads / call.num_kv_heads),
-          value_stride(round_up(call.value_dim, num_lanes)) {
+          value_stride(round_up(call.value_dim, num_lanes)),
+          num_tokens(tokens_of(call)) {
         static thread_local Buffer buffer;
         most_rows = round_up(most_rows, 16);
         const int64_t per_row = c.key_dim + 2 * value_stride + num_lanes + 10;
@@ -77,6 +78,11 @@ class Worker {
     }
 
    private:
+    static int64_t tokens_of(const AttendCall& call) {
+        const int64_t last = call.rows->num_rows - 1;
+        return last < 0 ? 0 : call.rows->first_tokens[last] + call.rows->query_lens[last];
+    }
+
     void begin(const Tile& tile) {
         const StepRows& rows = *c.rows;
         row_number = tile.row;
@@ -261,20 +267,51 @@ class Worker {
     // Of up to tile_rows rows from `at` on, among those of all KV heads.
     void soften_rows(int64_t at, int64_t count, float* scores, Tokens some, Tokens in) {
         if (c.bias) add_bias(at, count, scores, Vectors(some));
+        if (c.places) add_of_tokens(at, count, scores, some);
         Tokens each[tile_rows];
         for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step((at + i) % num_rows, in);
         soften(scores, count, Vectors(some), each, static_cast<float>(c.softcap), largest + at,
                lane_sums + at * num_lanes, scales + at);
     }
 
+    // Of a row among those of all KV heads: its query head, its token among those of the row that
+    // it belongs to, and where the distance of the step's first token is.
+    struct Query {
+        int64_t head, position, centre;
+    };
+
+    Query query_of(int64_t at) const {
+        const int64_t row = at % num_rows, query = position + row / group;
+        const int64_t head = (first_kv_head + at / num_rows) * group + row % group;
+        return {head, query, c.bias_centre + step - query};
+    }
+
     void add_bias(int64_t at, int64_t count, float* scores, Vectors some) const {
         for (int64_t i = 0; i < count; ++i) {
-            const int64_t row = (at + i) % num_rows, kv_head = first_kv_head + (at + i) / num_rows;
-            const int64_t distance = step - (position + row / group);  // of the step's first token
-            const float* from = c.bias + (kv_head * group + row % group) * c.bias_head_stride +
-                                c.bias_centre + distance;
+            const Query query = query_of(at + i);
+            const float* from = c.bias + query.head * c.bias_head_stride + query.centre;
             Lanes* x = reinterpret_cast<Lanes*>(scores + i * step_tokens);
             for (int64_t v = some.first; v < some.last; ++v) x[v] += lanes_at(from + v * num_lanes);
+        }
+    }
+
+    // Rows without a cache have all their tokens in the step, from `first` on.
+    void add_of_tokens(int64_t at, int64_t count, float* scores, Tokens some) const {
+        const int64_t width = c.places_of_token, first = c.rows->first_tokens[row_number];
+        for (int64_t i = 0; i < count; ++i) {
+            const Query query = query_of(at + i);
+            const int64_t begin = query.head * num_tokens + first;
+            const int32_t* places = c.places + query.centre;
+            float* x = scores + i * step_tokens;
+            if (c.of_query) {
+                const float* own = c.of_query + (begin + query.position) * width;
+                for (int64_t t = some.first; t < some.last; ++t) x[t] += own[places[t]];
+            }
+            if (c.of_key) {
+                const float* keys = c.of_key + (begin + step) * width;
+                for (int64_t t = some.first; t < some.last; ++t)
+                    x[t] += keys[t * width + places[t]];
+            }
         }
     }
 
@@ -368,6 +405,7 @@ class Worker {
 
     const AttendCall& c;
     const int64_t group, value_stride;
+    const int64_t num_tokens;  // of the step
     std::optional<TileProducts> tile_products;
     std::vector<RowPair> pairs;
     float *packed_keys, *packed_values, *scores, *total, *span_total, *queries, *scales;

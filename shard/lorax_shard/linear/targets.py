@@ -18,6 +18,7 @@ SIBLINGS = (
     ("query", "key", "value"),
     ("q_lin", "k_lin", "v_lin"),
     ("q", "k", "v"),
+    ("query_proj", "key_proj", "value_proj"),
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )

@@ -12,10 +12,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from lorax_shard.lora.assignment import FixedAssignment, IdArray, LoraStep, make_step
+from lorax_shard.lora.assignment import (
+    BASE,
+    Assignment,
+    FixedAssignment,
+    IdArray,
+    LoraStep,
+    make_step,
+)
 from lorax_shard.lora.backend import LoraBackend
 from lorax_shard.lora.delta import HostAdapter
 from lorax_shard.lora.experts import ExpertsPatch, RouterPatch
@@ -340,6 +348,33 @@ class LoraModel:
             if step is not None:
                 step.end()
 
+    @property
+    def tokens_by_slot(self) -> list[slice | torch.Tensor]:
+        """The tokens of the step that is computed: those of the base, if there are, then of each slot."""
+        step = self._current.step
+        if step is None:
+            return [slice(None)]
+        return [step.tokens.rows(slot) for slot in _slots_in(step)]
+
+    @contextmanager
+    def aside(self, num_rows: int) -> Iterator[None]:
+        """Within a step, modules compute ``num_rows`` rows of something else for each of its slots.
+
+        The slots' rows follow each other, in the order of ``tokens_by_slot``.
+        """
+        step = self._current.step
+        if step is None:
+            yield
+            return
+        slots = np.array(_slots_in(step), dtype=np.int64)
+        own = LoraStep(Assignment(np.repeat(slots, num_rows), self._device), None)
+        self._current.step = own
+        try:
+            yield
+        finally:
+            own.end()
+            self._current.step = step
+
     def num_logits(self, slot: int | None) -> int:
         """Return how many logits rows of a slot have; later columns are -inf."""
         head = next(site for site in self.sites.values() if site.is_head)
@@ -391,3 +426,9 @@ class LoraModel:
                 own[rows.rows(slot)] = self.num_logits(slot)
             columns = torch.arange(logits.shape[1], device=logits.device)
             logits.masked_fill_(columns >= own[:, None], float("-inf"))
+
+
+def _slots_in(step: LoraStep) -> list[int]:
+    """Return the slots of a step, BASE before the others if there are base rows."""
+    has_base = bool((step.tokens.slot_of_row == BASE).any())
+    return [BASE, *step.tokens.slots] if has_base else [*step.tokens.slots]

@@ -15,7 +15,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lorax_shard.attention.backend import AttentionLayer, AttentionSpec, StepMetadata
+from lorax_shard.attention.backend import (
+    AttentionLayer,
+    AttentionSpec,
+    RelativeBias,
+    StepMetadata,
+)
 from lorax_shard.attention.kv_cache import KVShape
 from lorax_shard.fused import rotations_of
 from lorax_shard.fused.backend import KVSlots
@@ -97,7 +102,7 @@ def paged_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    bias_by_distance: torch.Tensor | None = None,  # H x 2N - 1
+    relative_bias: RelativeBias | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # 1 x T x H x E
     """Store the step's K and V and attend over the cache, with the step's own backend."""
@@ -112,7 +117,7 @@ def paged_attention(
         softcap=softcap or None,
         sinks=s_aux,
         chunk=_chunk_size(module),
-        bias=bias_by_distance,
+        bias=relative_bias,
     )
     layer: int = getattr(module, "layer_idx", None) or 0
     rotations = rotations_of(module)

@@ -62,7 +62,7 @@ def _describe_head(head: Head) -> HeadDescription:
     named = [
         (name, module)
         for name, module in head.module.named_modules()
-        if name and name.split(".")[0] != "pooler"
+        if name and not (head.picked.pooler is not None and name.split(".")[0] == "pooler")
     ]
     infos = {name: _describe(name, module) for name, module in named}
     blocks = {name for name, module in named if any(module.children())}

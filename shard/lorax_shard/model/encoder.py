@@ -16,10 +16,12 @@ import torch
 
 from lorax_shard.attention.backend import AttentionBackend, StepMetadata
 from lorax_shard.model.attention_hook import STEP_KEYWORD, AttentionSurvey
+from lorax_shard.model.called_step import ADAPTERS_KEYWORD
 from lorax_shard.model.families import generates, is_encoder
 from lorax_shard.model.graphs.recorder import GraphRecorder
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.interface import GraphSettings
+from lorax_shard.model.relative_positions import has_relative_positions
 
 
 class BackboneModel(HFPagedModel):
@@ -98,13 +100,15 @@ class EncoderModel(BackboneModel):
     def _arguments(
         self, input_ids: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor | None
     ) -> dict[str, Any]:
-        arguments = {
+        arguments: dict[str, Any] = {
             "input_ids": input_ids.unsqueeze(0),
             "position_ids": self._positions(input_ids, positions).unsqueeze(0),
         }
         if self._tells_texts_apart:
             segments = torch.zeros_like(input_ids) if segments is None else segments
             arguments["token_type_ids"] = segments.unsqueeze(0)
+        if has_relative_positions(self.model_type):
+            arguments[ADAPTERS_KEYWORD] = self.lora
         return arguments
 
     def _positions(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from lorax_shard.model.relative_positions import has_relative_positions
+from lorax_shard.model import relative_positions
 
 # As transformers' ``model_type``.
 TESTED_FAMILIES = frozenset(
@@ -52,7 +52,18 @@ TESTED_FAMILIES = frozenset(
 )
 # Of encoders.
 ENCODER_FAMILIES = frozenset(
-    {"albert", "bert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"}
+    {
+        "albert",
+        "bert",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "modernbert",
+        "mpnet",
+        "roberta",
+        "xlm-roberta",
+    }
 )
 _CAUSAL_NAMES = ("CausalLM", "LMHead", "ConditionalGeneration")
 
@@ -105,8 +116,8 @@ def refusal(hf_config: Any) -> str | None:
         return None
     if keeps_state(model_class):
         return f"layers of {name} keep a recurrent state, which is no KV cache"
-    if has_relative_positions(hf_config.model_type):
-        return None
+    if relative_positions.has_relative_positions(hf_config.model_type):
+        return relative_positions.refusal(hf_config)
     takes_others = getattr(model_class, "_can_set_attn_implementation", None)
     if takes_others is not None and not takes_others():
         return f"the attention of {name} does not use transformers' attention interface"

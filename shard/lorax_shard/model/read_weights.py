@@ -69,7 +69,8 @@ def load_weights(
 def leave_out_pooler(model: Any, report: Mapping[str, Any]) -> None:
     """Leave out what an encoder has for heads, where its checkpoint was saved without it."""
     missing = {key for key in report["missing_keys"] if key.split(".")[0] == "pooler"}
-    if missing and hasattr(model, "pooler"):
+    # One that a class with a head has of its own is no part of that.
+    if missing and model is model.base_model and hasattr(model, "pooler"):
         model.pooler = None
         report["missing_keys"].difference_update(missing)
 

@@ -45,6 +45,12 @@ PLANS: dict[str, dict[str, str]] = {
         "encoder.albert_layer_groups.*.ffn_output": "rowwise",
     },
     "bert": _BERT,
+    "deberta-v2": {
+        "encoder.layer.*.attention.self.*_proj": "heads_colwise",
+        "encoder.layer.*.attention.output.dense": "heads_rowwise",
+        "encoder.layer.*.intermediate.dense": "colwise",
+        "encoder.layer.*.output.dense": "rowwise",
+    },
     "distilbert": {
         "transformer.layer.*.attention.q_lin": "heads_colwise",
         "transformer.layer.*.attention.k_lin": "heads_colwise",

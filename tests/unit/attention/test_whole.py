@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorax_shard.attention.backend import AttentionSpec
+from lorax_shard.attention.backend import AttentionSpec, RelativeBias
 from lorax_shard.attention.ragged import RaggedAttention, RaggedTileAttention, encoder_attention
 from lorax_shard.attention.whole import WholeAttention, split_rows
 
@@ -40,7 +40,7 @@ def alone(
         of = head // (HEADS // KV_HEADS)
         scores = scaling * q[:, head] @ k[:, of].T
         if bias is not None:
-            scores = scores + bias[head, bias.shape[1] // 2 + at - at[:, None]]
+            scores = scores + bias[head]
         scores = scores.masked_fill(far, -math.inf)
         heads.append(scores.softmax(dim=-1) @ v[:, of])
     return torch.stack(heads, dim=1)
@@ -82,6 +82,41 @@ def test_each_row_sees_itself_alone(
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+def biases(num_tokens: int, longest: int) -> list[RelativeBias]:
+    """By distance, with and without what tokens themselves add: of more distances than rows have, too."""
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    wide, width = 2 * draw(HEADS, 2 * longest + 3), 5
+    places = torch.randint(width, (2 * longest - 1,), generator=generator).int()
+    # Parts of other tensors, as models may give them.
+    of_query, of_key = draw(2, num_tokens, HEADS, width).transpose(1, 2)
+    return [
+        RelativeBias(wide[:, 2:-2]),
+        RelativeBias(wide),
+        RelativeBias(None, places, of_query),
+        RelativeBias(None, places, None, of_key),
+        RelativeBias(wide[:, 2:-2], places, of_query, of_key),
+    ]
+
+
+def whole_bias(bias: RelativeBias, start: int, length: int) -> torch.Tensor:  # H x length x length
+    """Write out what is added to each score of a row that begins with token ``start``."""
+    at = torch.arange(length)
+    found = torch.zeros(HEADS, length, length)
+    if bias.by_distance is not None:
+        found += bias.by_distance[:, bias.by_distance.shape[1] // 2 + at - at[:, None]]
+    if bias.places is not None:
+        places = bias.places[len(bias.places) // 2 + at - at[:, None]].long()
+        if bias.of_query is not None:
+            found += bias.of_query[:, start + at[:, None], places]
+        if bias.of_key is not None:
+            found += bias.of_key[:, start + at, places]
+    return found
+
+
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("dim", [20, 32])
 @pytest.mark.parametrize(
@@ -91,15 +126,17 @@ def test_a_bias_is_that_of_the_distance(
     backend: WholeAttention, lens: list[int], dim: int, window: int | None
 ) -> None:
     q, k, v = drawn(lens, dim, 1)
-    wide = 2 * torch.randn(HEADS, 2 * max(lens) + 3, generator=torch.Generator().manual_seed(2))
-    # A part of another tensor, as a model may give it, and of more tokens than a row has.
-    for bias in (wide[:, 2:-2], wide):
-        step = metadata(lens)
-        for spec in (AttentionSpec(0.3, window, bias=bias), AttentionSpec(0.3, window)):
-            rows = zip(*(torch.split(each, lens) for each in (q, k, v)), strict=True)
-            wanted = torch.cat([alone(*row, window, 0.3, spec.bias) for row in rows])
-            found = backend.attend(q, k, v, 0, spec, step)
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    step = metadata(lens)
+    starts = [sum(lens[:row]) for row in range(len(lens))]
+    for bias in (*biases(sum(lens), max(lens)), None):
+        added = [
+            None if bias is None else whole_bias(bias, *row)
+            for row in zip(starts, lens, strict=True)
+        ]
+        rows = zip(*(torch.split(each, lens) for each in (q, k, v)), added, strict=True)
+        wanted = torch.cat([alone(*row, window, 0.3, own) for *row, own in rows])
+        found = backend.attend(q, k, v, 0, AttentionSpec(0.3, window, bias=bias), step)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_row_longer_than_a_span(backend: WholeAttention) -> None:

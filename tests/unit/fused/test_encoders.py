@@ -20,6 +20,8 @@ KINDS = ("sums with norms", "norms", "activations", "rotary attentions")
 FORMS = {
     "albert": (0, 5, 2, 0),
     "bert": (4, 5, 2, 0),
+    "deberta": (0, 0, 2, 0),
+    "deberta-v2": (4, 6, 2, 0),
     "distilbert": (0, 5, 2, 0),
     "electra": (4, 5, 2, 0),
     "modernbert": (0, 7, 3, 3),

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers.encoder_faults import fewer_groups, fewer_rows
 from tests.helpers.encoder_models import ENCODERS, make_tiny_encoder
 
 from lorax_contract.config import ShardConfig
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.attention import ragged, whole
-from lorax_shard.attention.cpp import StepRows
 from lorax_shard.attention.ragged import encoder_attention
 from lorax_shard.model.encoder import EncoderModel
 from lorax_shard.model.loader import load_paged_model
@@ -78,23 +78,12 @@ def test_wrong_positions_are_found(
 
 
 @pytest.mark.parametrize("family", sorted(ENCODERS))
-def test_attention_over_all_rows_is_found(
+def test_attention_over_several_rows_is_found(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_tiny_encoder(family, tmp_path)
-
-    def one_row(metadata):
-        rows, num = StepRows(), [sum(metadata.query_lens)]
-        rows.fill(num, num, None)
-        metadata.scratch["one row"] = rows
-        return rows
-
-    def one_group(metadata):
-        num = sum(metadata.query_lens)
-        return [whole._Group(1, num, slice(0, num), None, None)]
-
-    monkeypatch.setattr(ragged, "_rows_of", one_row)
-    monkeypatch.setattr(whole, "_groups", one_group)
+    monkeypatch.setattr(ragged, "_rows_of", fewer_rows)
+    monkeypatch.setattr(whole, "_groups", fewer_groups)
     refusal_of(folder)
 
 
