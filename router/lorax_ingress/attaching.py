@@ -72,6 +72,9 @@ class Attachments(Protocol):
     def queued_elsewhere(self, name: str) -> dict[str, tuple[int, int]]:
         """Return what each tenant has waiting at the others together."""
 
+    def knows(self, name: str, digest: int | None) -> None:
+        """A replica said what stands for all that was managed by hand there."""
+
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
 
@@ -240,6 +243,7 @@ class AttachedReplica:
     def _see(self, asked_at: float, load: CoreLoad) -> None:
         self._hears.gave(self.name, load.served, load.taken)
         self._hears.queued(self.name, load.queued)
+        self._hears.knows(self.name, load.managed)
         self._hears.seen(
             ReplicaView(
                 name=self.name,

@@ -61,7 +61,7 @@ class IngressCalls:
         except PayloadTooLargeError as error:
             await error_response(error)(scope, receive, send)
             return
-        async with self._fleet.managed.noting():
+        async with self._fleet.managed.changing():
             answers = await self._answers(scope, body)
         if not answers:
             await error_response(_nobody())(scope, receive, send)

@@ -88,7 +88,7 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}
         self._views = self._metrics.views
         self.aliases = ReplicaAliases()
-        self.managed = ManagedExchange(self.replicas)
+        self.managed = ManagedExchange(self.replicas, clock)
         self._numbers = itertools.count(1)
         self._change = asyncio.Event()
         self._shares, self._quotas = ServiceExchange(), ServiceExchange()
@@ -149,12 +149,18 @@ class Fleet:
         """Return what each tenant has waiting at the others together."""
         return self._queued.elsewhere(name)
 
+    def knows(self, name: str, digest: int | None) -> None:
+        """A replica said what stands for all that was managed by hand there."""
+        if name in self.replicas:
+            self.managed.knows(name, digest)
+
     def lost(self, name: str) -> None:
         """A replica is gone; all that it was asked has failed, or fails next."""
         if self.replicas.pop(name, None) is not None:
             self._shares.leave(name)
             self._quotas.leave(name)
             self._queued.leave(name)
+            self.managed.lost(name)
             self._views.pop(name, None)
             self._router.forget(name)
             self._metrics.lost(name)

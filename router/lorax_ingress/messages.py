@@ -90,7 +90,7 @@ class FleetServicer(GeneratingServicer):
 
         ``may_lack``: it is enough if one of them knows the adapter, which requests may have brought.
         """
-        async with self._fleet.managed.noting():
+        async with self._fleet.managed.changing():
             asked = [_ask(each, request, call, kind) for each in self._taking()]
             answers: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
         if may_lack:

@@ -19,6 +19,7 @@ from lorax_contract.exit_codes import ExitCode
 from lorax_contract.hub import hub_token
 from lorax_router.service.adapters.aliases import AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.managed import ManagedKind
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.registry import AdapterRegistry
 from lorax_router.service.adapters.selection import SelectionPolicy
@@ -95,13 +96,12 @@ def restore_names(registry: AdapterRegistry, aliases: AliasBook) -> None:
 
 async def bring_back(adapters: AdapterManager) -> None:
     """Load what was pinned or loaded by hand, one after the other; what cannot be had is told."""
-    read = adapters.registry.read
-    remembered = await asyncio.to_thread(read)
+    remembered, holds = adapters.registry.read(), adapters.registry.record.holds
     for pin in remembered.pins:
         # Who keeps it may have let it go meanwhile.
-        if pin in (await asyncio.to_thread(read)).pins:
+        if holds(ManagedKind.PIN, pin.ref, pin.tenant):
             await pin_again(adapters, pin)
     pinned = {pin.ref for pin in remembered.pins}
     for ref in remembered.loads:
-        if ref not in pinned and ref in (await asyncio.to_thread(read)).loads:
+        if ref not in pinned and holds(ManagedKind.LOAD, ref):
             await load_again(adapters, ref, OPERATOR, pin=False)

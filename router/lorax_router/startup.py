@@ -424,7 +424,7 @@ def _playground(
         adapter_refusal=parts.selections.refusal,
     )
     live = LiveView(
-        parts.engine, facts, parts.adapters.name_of, lambda: parts.metrics.num_generated
+        parts.engine, facts, parts.adapters.pages.name_of, lambda: parts.metrics.num_generated
     )
     return PlaygroundRoutes(live)
 

@@ -101,7 +101,7 @@ async def test_an_ingress_that_began_anew_learns_from_replicas(tmp_path: Path) -
             await post(client, "/v1/adapters/load", adapter_id="pirate", adapter_source="local")
         async with ingress() as made, served(uris["b"]) as second:
             made.attach("a", uris["a"])
-            await until(lambda: made.fleet.managed.book.all())
+            await until(lambda: made.fleet.managed.record.all())
             made.attach("b", uris["b"])
             await until(lambda: known(second).loads == known(first).loads)
 
@@ -134,7 +134,7 @@ async def test_a_replica_of_an_earlier_version_is_not_asked(
         made.attach("a", uri)
         await until(lambda: made.fleet.is_open)
         await post(client, "/v1/adapters/load", adapter_id="pirate", adapter_source="local")
-        assert made.fleet.managed.book.all() == []
+        assert made.fleet.managed.record.all() == []
 
 
 @contextlib.asynccontextmanager
@@ -242,7 +242,7 @@ async def test_what_was_brought_anew_after_it_was_unloaded_stays(tmp_path: Path)
             for name, uri in uris.items():
                 made.attach(name, uri)
             await until(lambda: len(made.fleet._views) == 2)
-            await until(lambda: made.fleet.managed.book.all())
+            await until(lambda: made.fleet.managed.record.all())
             assert await second.generate("pirate")
         assert second.handle("pirate") == handle
         assert not known(first).loads
@@ -257,7 +257,7 @@ async def test_a_name_keeps_its_token_where_others_gave_it_a_moment_later(tmp_pa
             await world.parts.adapters.name(aliases.make("bard", selection("poet", "t0ken")))
         async with ingress() as made:
             made.attach("b", uris["b"])
-            await until(lambda: made.fleet.managed.book.all())
+            await until(lambda: made.fleet.managed.record.all())
             made.attach("a", uris["a"])
             (later,) = known(second).names
             await until(lambda: known(first).names == (later,))

@@ -35,6 +35,10 @@ async def attached(uris: dict[str, str]) -> AsyncIterator[AttachingFleet]:
         yield made
 
 
+def kinds(made: AttachingFleet) -> set[ManagedKind]:
+    return {each.kind for each in made.fleet.managed.record.all()}
+
+
 async def settled(world: AdapterWorld) -> None:
     """Wait until a replica has done all that it was told."""
     await asyncio.sleep(0.1)
@@ -50,7 +54,7 @@ async def test_what_one_was_told_another_one_tells_a_replica_that_joins(tmp_path
         async with client_of(one) as client:
             await post(client, "/v1/load_lora_adapter", lora_name="bard", lora_path="local:poet")
             await post(client, "/v1/adapters/load", pin=True, **PIRATE)
-        assert other.fleet.managed.book.all() == []
+        assert other.fleet.managed.record.all() == []
         async with served(uris["b"]) as joined:
             other.attach("b", uris["b"])
             await until(lambda: pinned(joined) == {"pirate"} and is_loaded(joined, "pirate"))
@@ -65,13 +69,13 @@ async def test_what_was_taken_back_at_one_no_other_brings_back(tmp_path: Path) -
         async with client_of(other) as client:
             await post(client, "/v1/load_lora_adapter", lora_name="bard", lora_path="local:poet")
             await post(client, "/v1/adapters/load", pin=True, **PIRATE)
-        assert len(other.fleet.managed.book.all()) == 3
+        assert len(other.fleet.managed.record.all()) == 3
         async with client_of(one) as client:
             await post(client, "/v1/unload_lora_adapter", lora_name="bard")
             await post(client, "/v1/adapters/unload", **PIRATE)
         async with served(uris["b"]) as joined:
             other.attach("b", uris["b"])
-            await until(lambda: not any(each.holds for each in other.fleet.managed.book.all()))
+            await until(lambda: kinds(other) == {ManagedKind.UNLOAD})
             await until(lambda: known(joined) == Remembered())
             await settled(joined)
             assert joined.parts.selections.aliases.find("bard") is None

@@ -51,6 +51,8 @@ class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
     hosted: list[str] = []
     # What each tenant has waiting for its first step, requests and tokens.
     queued: dict[str, tuple[int, int]] = {}
+    # Stands for all that was managed by hand, as ManagedRecord has it; None: nothing is said of it.
+    managed: int | None = None
 
 
 def facts_of(config: RouterConfig, info: ServerInfo, selections: SelectionPolicy) -> CoreFacts:

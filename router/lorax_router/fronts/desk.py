@@ -50,6 +50,7 @@ from lorax_router.fronts.messages import (
 )
 from lorax_router.fronts.values import pack_opening, pack_result, unpack_request
 from lorax_router.service.adapters.aliases import AliasBook
+from lorax_router.service.adapters.managed import call_stamp
 from lorax_router.service.adapters.preloading import Preloader
 from lorax_router.service.adapters.taking_over import ManagedKeeper
 from lorax_router.service.callers import Caller
@@ -147,7 +148,7 @@ class FrontDesk:
                 self._begin(number, partial(self._managed, message))
             case AskCall(number):
                 call = self._calls[number] = CoreCall(message, self._send)
-                self._begin(number, partial(call.run, self._parts.app))
+                self._begin(number, partial(self._call, message, call))
             case CallPart(number):
                 if (call_ := self._calls.get(number)) is not None:
                     call_.put(message)
@@ -212,17 +213,23 @@ class FrontDesk:
         head = await self._parts.service.head_of(unpack_request(asked.request))
         self._send(TellHead(asked.number, head))
 
+    async def _call(self, asked: AskCall, call: CoreCall) -> None:
+        call_stamp.set(asked.stamp)
+        await call.run(self._parts.app)
+
     async def _message(self, asked: AskMessage) -> None:
         assert self._parts.messages is not None
+        call_stamp.set(asked.stamp)
         answer = await self._parts.messages.answer(asked.method, asked.request, asked.metadata)
         self._send(TellMessage(asked.number, answer))
 
     async def _managed(self, asked: AskManaged) -> None:
         keeper = self._parts.managed
         assert keeper is not None
-        keeper.hear(asked.changes)
-        await keeper.take(asked.changes)
-        self._send(TellManaged(asked.number, await keeper.known()))
+        if asked.changes:
+            keeper.hear(asked.changes)
+            await keeper.save()
+        self._send(TellManaged(asked.number, keeper.known(asked.since)))
 
     async def _stream(self, asked: AskStream) -> None:
         number, columns = asked.number, self._columns

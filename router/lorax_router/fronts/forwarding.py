@@ -22,6 +22,7 @@ from lorax_router.fronts.messages import (
     encode,
 )
 from lorax_router.http_api.responses import error_response
+from lorax_router.service.adapters.managed import call_stamp
 
 # A link carries these beside the service's numbers, which begin below.
 FIRST_NUMBER = 1 << 46
@@ -121,4 +122,5 @@ def _head(number: int, scope: Scope) -> AskCall:
         [(bytes(name), bytes(value)) for name, value in scope["headers"]],
         None if client is None else (client[0], client[1]),
         None if server is None else (server[0], server[1]),
+        call_stamp.get(),
     )

@@ -49,6 +49,10 @@ class LoadedEngine(Protocol):
 class KnownAdapters(Protocol):
     """What knows adapters by their keys, and where they lie."""
 
+    @property
+    def managed_digest(self) -> int:
+        """What stands for all that was managed by hand."""
+
     def place_keys(self, handles: Iterable[AdapterHandle]) -> list[str]:
         """Return what requests for some adapters are sent by."""
 
@@ -111,6 +115,7 @@ class LoadTeller:
             taken=self.meters.taken(),
             hosted=self._hosted,
             queued={tenant: (*depth,) for tenant, depth in depths.items()},
+            managed=self._adapters.managed_digest,
         )
 
     async def close(self) -> None:

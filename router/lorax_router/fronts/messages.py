@@ -17,7 +17,7 @@ from lorax_contract.step import Alternatives, TokenColumns
 from lorax_router.fronts.core_facts import CoreFacts, CoreLoad
 from lorax_router.fronts.faults import Fault
 from lorax_router.fronts.values import PackedOpening, PackedRequest, PackedResult
-from lorax_router.service.adapters.managed import ManagedChange
+from lorax_router.service.adapters.managed import ManagedChange, ManagedKnown, Stamp
 from lorax_router.service.callers import Caller
 from lorax_router.service.origin import Origin
 from lorax_router.service.results import AdapterUse, Timings
@@ -80,6 +80,8 @@ class AskCall(FromFront, frozen=True):
     headers: list[tuple[bytes, bytes]]
     client: tuple[str, int] | None
     server: tuple[str, int | None] | None
+    # When it counts as made, where it changes what is managed by hand; see call_stamp.
+    stamp: Stamp | None = None
 
 
 class CallPart(FromFront, frozen=True):
@@ -152,6 +154,8 @@ class AskMessage(FromFront, frozen=True):
     method: str
     request: bytes
     metadata: list[tuple[str, str]]
+    # As AskCall has it.
+    stamp: Stamp | None = None
 
 
 class AskManaged(FromFront, frozen=True):
@@ -163,6 +167,8 @@ class AskManaged(FromFront, frozen=True):
 
     number: int
     changes: list[ManagedChange]
+    # What was done before that Unix time is known to who asks.
+    since: float = 0.0
 
 
 class NotePreloads(FromFront, frozen=True):
@@ -287,7 +293,7 @@ class TellManaged(FromCore, frozen=True):
     """What was managed by hand here."""
 
     number: int
-    changes: list[ManagedChange]
+    known: ManagedKnown
 
 
 class TellAliases(FromCore, frozen=True):

@@ -41,7 +41,7 @@ from lorax_router.fronts.messages import (
 )
 from lorax_router.fronts.remote_stream import RemoteStream
 from lorax_router.fronts.values import pack_request, unpack_opening, unpack_result
-from lorax_router.service.adapters.managed import ManagedChange
+from lorax_router.service.adapters.managed import ManagedChange, ManagedKnown, call_stamp
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.parser_book import ParserBook
 from lorax_router.service.generation import ignore_adapter
@@ -112,7 +112,7 @@ class RemoteService:
     ) -> bytes:
         """Have the core answer a call over gRPC that does not generate; see MessageCalls."""
         number = next(self._numbers)
-        message = AskMessage(number, method, request, [*metadata])
+        message = AskMessage(number, method, request, [*metadata], call_stamp.get())
         told: TellMessage = await self._ask(number, message, ANYBODY)
         return told.answer
 
@@ -120,11 +120,15 @@ class RemoteService:
         """Tell the core which adapters requests may come for."""
         self._send(encode(NotePreloads(refs)))
 
-    async def managed(self, changes: Sequence[ManagedChange]) -> list[ManagedChange]:
-        """Return what was managed by hand at the core, which takes over what was elsewhere."""
+    async def managed(self, changes: Sequence[ManagedChange], since: float = 0.0) -> ManagedKnown:
+        """Return what was managed by hand at the core, which takes over what was elsewhere.
+
+        That is what was done since a Unix time.
+        """
         number = next(self._numbers)
-        told: TellManaged = await self._ask(number, AskManaged(number, [*changes]), ANYBODY)
-        return told.changes
+        message = AskManaged(number, [*changes], since)
+        told: TellManaged = await self._ask(number, message, ANYBODY)
+        return told.known
 
     async def generate_stream(
         self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter

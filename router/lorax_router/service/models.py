@@ -133,7 +133,7 @@ class Models:
         """Return the base by all its names, then the adapters that a caller may use."""
         aliases = sorted(self._selections.aliases, key=lambda each: each.name)
         aliases = [alias for alias in aliases if caller.sees(alias.ref)]
-        known = [] if self._adapters is None else await self._adapters.usable(token, caller)
+        known = [] if self._adapters is None else await self._adapters.pages.usable(token, caller)
         return [
             *(self._base_card(name) for name in self._served),
             *(self._alias_card(alias) for alias in aliases),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.acceptance.harness import Point
-from tests.acceptance.scale import clustered, doorway, kubernetes, ranks, simulated, spread
+from tests.acceptance.scale import clustered, doorway, kubernetes, ranks, several, simulated, spread
 
 POINTS = [
     Point(
@@ -15,6 +15,11 @@ POINTS = [
         "1i",
         "two servers of the default model behind lorax-ingress: throughput, one killed under streams (3 min)",
         doorway.point_doorway,
+    ),
+    Point(
+        "1s",
+        "two ingresses at one port over Ray: requests, what is managed at either, one killed (3 min)",
+        several.point_several,
     ),
     Point(
         "2",

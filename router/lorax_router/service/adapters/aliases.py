@@ -19,6 +19,7 @@ from lorax_contract.adapters import (
 )
 from lorax_contract.errors import ValidationError
 from lorax_router.service.adapters.catalog import AdapterSelection
+from lorax_router.service.adapters.managed import Stamp
 
 _MAX_ALIASES = 16_384
 _PREFIXES = tuple(f"{source}:" for source in (*SOURCES, ALIAS_SOURCE))
@@ -31,8 +32,13 @@ class Alias:
     name: str
     # One adapter of a source, with the token that opens it.
     target: AdapterSelection
-    # Unix time.
-    created_at: float = field(default_factory=time.time)
+    # When it was given.
+    stamp: Stamp = field(default_factory=lambda: Stamp(time.time()))
+
+    @property
+    def created_at(self) -> float:
+        """When it was given: Unix time."""
+        return self.stamp.at
 
     @property
     def ref(self) -> AdapterRef:

@@ -1,4 +1,4 @@
-"""Adapters by hand: load, unload, pin, reload, list.
+"""Adapters by hand: load, unload, pin, reload.
 
 Who may do what with which adapter is decided here and nowhere above: a private one is there for
 callers with a token that its source accepts, one out of a tenant's bounds for other tenants, and
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,7 +17,6 @@ from lorax_contract.adapters import (
     ALIAS_SOURCE,
     AdapterQuery,
     AdapterRef,
-    AdapterTiers,
     AdapterUnavailableError,
 )
 from lorax_contract.errors import AdapterNotLoadedError, QuotaError, ValidationError
@@ -27,29 +26,17 @@ from lorax_router.core.ports import ShardClient
 from lorax_router.service.adapters.aliases import Alias
 from lorax_router.service.adapters.catalog import AdapterSelection, CatalogEntry, not_loaded
 from lorax_router.service.adapters.directory import AdapterDirectory
-from lorax_router.service.adapters.listing import (
-    LARGEST_PAGE,
-    AdapterListing,
-    Document,
-    ListedAdapter,
-    ListQuery,
-    Page,
-    Viewer,
-    bytes_of,
-    document_of,
-)
+from lorax_router.service.adapters.listing import Document, bytes_of
+from lorax_router.service.adapters.managed import ManagedChange, ManagedKind, Stamp
 from lorax_router.service.adapters.names import KnownName
+from lorax_router.service.adapters.pages import AdapterPages
 from lorax_router.service.adapters.registry import AdapterRegistry
 from lorax_router.service.adapters.tokens import TenantTokens
 from lorax_router.service.callers import OPERATOR, Caller
 from lorax_router.service.keys.meters import Meters
 
-# How long a list waits for sources to say whether a token still opens what it opened before.
-_CONFIRM_S = 5.0
 # When it makes sense to pin again where only the tenant itself can make place.
 _PIN_RETRY_S = 60
-# Documents that are made before others get the loop.
-_AT_ONCE = 50
 
 
 class AdapterManager:
@@ -68,8 +55,8 @@ class AdapterManager:
         self._meters = meters or Meters()
         self._tokens = tokens or TenantTokens()
         self.directory = directory
+        self.pages = AdapterPages(directory, shards, self._tokens)
         self._catalog = directory.catalog
-        self._list = AdapterListing(directory.catalog, directory.aliases)
         self._shards = shards
 
     async def load(
@@ -86,7 +73,7 @@ class AdapterManager:
         loaded, too.
         """
         caller.check_sees(selection.refs)
-        meter, begun_at = self._meters.of(caller), time.time()
+        stamp, meter = self.registry.stamp(), self._meters.of(caller)
         lease = await self.directory.acquire(selection, refresh=True, meter=meter)
         selection = self.directory.plain(selection)
         try:
@@ -97,23 +84,45 @@ class AdapterManager:
         finally:
             lease.release()
         if remember:
-            pinned_by, is_private = caller if pin else None, lease.is_private
-            await self._remember(selection, pinned_by, is_private=is_private, at=begun_at)
-        return await self._document(selection)
+            pinned_by = caller if pin else None
+            await self._keep(selection, stamp, pinned_by, is_private=lease.is_private)
+        return await self.pages.document(selection)
 
-    async def _remember(
-        self, selection: AdapterSelection, pinned_by: Caller | None, *, is_private: bool, at: float
+    async def _keep(
+        self,
+        selection: AdapterSelection,
+        stamp: Stamp,
+        pinned_by: Caller | None,
+        *,
+        is_private: bool,
     ) -> None:
-        """Remember what is loaded, by when its source was asked: Unix time."""
-        ref = selection.refs[0]
+        """Remember what is loaded now; what was taken back by a later call meanwhile goes again."""
         if selection.merge is not None:
             return  # no name leads to it
+        kind, tenant, ref = ManagedKind.LOAD, "", selection.refs[0]
         if pinned_by is not None:
-            await self.registry.pinned(ref, pinned_by.tenant, is_private=is_private, at=at)
+            kind, tenant = ManagedKind.PIN, pinned_by.tenant
         elif is_private:
-            await self.registry.reloaded(ref, at)
-        else:
-            await self.registry.loaded(ref, at)
+            kind, is_private = ManagedKind.RELOAD, False
+        change = ManagedChange(
+            kind=kind, ref=ref, stamp=stamp, tenant=tenant, is_private=is_private
+        )
+        self.registry.take([change])
+        await self.undo_late(change)
+        await self.registry.save()
+
+    async def undo_late(self, change: ManagedChange) -> None:
+        """Have what was done here go again if a call took it back that is later.
+
+        That is one that came while this was done, or came before it and had been made after it.
+        """
+        record, ref = self.registry.record, change.ref
+        if change.kind is ManagedKind.PIN and not record.holds(*change.key):
+            self.unpin_elsewhere(ref, change.tenant)
+        later = [each for each in record.about(ref) if each.stamp > change.stamp]
+        is_unloaded = any(each.kind is ManagedKind.UNLOAD for each in later)
+        if is_unloaded and not record.is_wanted(ref):
+            await self.unload_elsewhere(ref, time.time())
 
     async def name(
         self,
@@ -130,6 +139,7 @@ class AdapterManager:
         """
         # A name must not lead a tenant out of its bounds.
         caller.check_sees([alias.ref, *alias.target.refs])
+        alias = replace(alias, stamp=self.registry.stamp())
         self._check_free(alias, in_place=in_place)
         meter, begun_at = self._meters.of(caller), time.time()
         fetched = await self.directory.fetch_target(alias, meter, refresh=True)
@@ -138,18 +148,33 @@ class AdapterManager:
         with self._held(entry):
             await self._catalog.engine.load_adapter(entry.handle)
             self._check_free(alias, in_place=in_place)
-            self.directory.aliases.put(alias)
-            self._catalog.names.answered(alias.ref, None, fetched, begun_at)
-            self._catalog.place(alias.selection, [fetched])
-            if pin:
-                await self._bring(entry, alias.selection, caller)
-        await self.registry.named(alias)
+            if self._is_last(alias):
+                self.directory.aliases.put(alias)
+                self._catalog.names.answered(alias.ref, None, fetched, begun_at)
+                self._catalog.place(alias.selection, [fetched])
+                if pin:
+                    await self._bring(entry, alias.selection, caller)
+        if pin and self.directory.aliases.find(alias.name) not in (None, alias):
+            # By a later call it stands for something else, which is pinned as well.
+            await self.pin(alias.selection, caller)
         pinned_by = caller if pin else None
-        await self._remember(alias.selection, pinned_by, is_private=False, at=begun_at)
-        return await self._document(alias.selection)
+        await self._keep(alias.selection, alias.stamp, pinned_by, is_private=False)
+        return await self.pages.document(alias.selection)
+
+    def _is_last(self, alias: Alias) -> bool:
+        """Remember what a name stands for; whether it does, and no later call says otherwise."""
+        target = alias.target
+        change = ManagedChange(
+            kind=ManagedKind.NAME, ref=alias.ref, stamp=alias.stamp, target=target.refs[0],
+            is_private=target.token is not None,
+        )  # fmt: skip
+        self.registry.take([change])
+        return self.registry.record.is_last(change)
 
     def _check_free(self, alias: Alias, *, in_place: bool) -> None:
-        if not in_place and self.directory.aliases.find(alias.name) is not None:
+        known = self.directory.aliases.find(alias.name)
+        # Another replica may have told of this very call.
+        if not in_place and known is not None and known.stamp != alias.stamp:
             raise ValidationError(
                 f"the lora adapter '{alias.name}' has already been loaded; set `load_inplace` to let "
                 "the name stand for another one"
@@ -157,14 +182,13 @@ class AdapterManager:
 
     async def pin(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
         """Keep an adapter that is known on the shards; AdapterNotLoadedError if it is not."""
-        selection = self.directory.plain(selection)
+        selection, stamp = self.directory.plain(selection), self.registry.stamp()
         name, entry = await self._required(selection, caller)
         self._check_pins(name, caller)
-        begun_at = time.time()
         with self._held(entry):
             await self._bring(entry, selection, caller)
-        await self._remember(selection, caller, is_private=not name.is_public, at=begun_at)
-        return await self._document(selection)
+        await self._keep(selection, stamp, caller, is_private=not name.is_public)
+        return await self.pages.document(selection)
 
     async def unpin(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
         """Let an adapter be evicted again, as far as it depends on this caller's tenant.
@@ -172,14 +196,24 @@ class AdapterManager:
         An admin lets it go for all. AdapterNotLoadedError if the name is not known.
         """
         selection = self.directory.plain(selection)
+        ref, tenant = selection.refs[0], "" if caller.is_admin else caller.tenant
+        change = ManagedChange(
+            kind=ManagedKind.UNPIN, ref=ref, stamp=self.registry.stamp(), tenant=tenant
+        )
         if caller.is_admin:
             # Also if it is not here: servers that are away may have it.
-            await self.registry.unpinned(selection.refs[0], None)
-        name, entry = await self._required(selection, caller)
-        self._unpin(name, entry, {*name.pinned_by} if caller.is_admin else {caller.tenant})
-        if not caller.is_admin:
-            await self.registry.unpinned(selection.refs[0], caller.tenant)
-        return await self._document(selection)
+            await self.registry.put(change)
+            name, entry = await self._required(selection, caller)
+        else:
+            name, entry = await self._required(selection, caller)
+            await self.registry.put(change)
+        holds = self.registry.record.holds
+        tenants = {*name.pinned_by} if caller.is_admin else {tenant}
+        # Those who pinned it by a later call keep it.
+        self._unpin(
+            name, entry, {each for each in tenants if not holds(ManagedKind.PIN, ref, each)}
+        )
+        return await self.pages.document(selection)
 
     def unpin_elsewhere(self, ref: AdapterRef, tenant: str) -> None:
         """Let a tenant's pin go that was taken back at another server."""
@@ -202,19 +236,24 @@ class AdapterManager:
         ref = selection.refs[0]
         if not caller.sees(ref):
             raise not_loaded(ref)
+        change = ManagedChange(kind=ManagedKind.RELOAD, ref=ref, stamp=self.registry.stamp())
         # Also if it is not here: servers that are away may have it.
-        await self.registry.reloaded(ref)
+        await self.registry.put(change)
         name = self._catalog.names.find(ref)
         if name is None or self._catalog.names.any_view(name, selection.token) is None:
             raise not_loaded(ref)
         before = name.content_key
         query = AdapterQuery(ref=ref, token=selection.token, refresh=True)
         fetched = await self.directory.fetch(query)
+        if before is not None and name.content_key is None:
+            # It was unloaded meanwhile: whatever came first, it is not there after both.
+            self._catalog.forget(name)
+            raise not_loaded(ref)
         entry = self._catalog.place(selection, [fetched])
         if self._catalog.is_pinned(entry):
             with self._held(entry):
                 await self._catalog.engine.load_adapter(entry.handle)
-        return {**await self._document(selection), "changed": before != entry.content.key}
+        return {**await self.pages.document(selection), "changed": before != entry.content.key}
 
     async def unload(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> Document:
         """Free an adapter in every tier, once the requests that use it are done.
@@ -226,9 +265,11 @@ class AdapterManager:
         ref = selection.refs[0]
         if not caller.sees(ref):
             raise not_loaded(ref)
-        alias = self.directory.aliases.drop(ref.id) if ref.source == ALIAS_SOURCE else None
+        change = ManagedChange(kind=ManagedKind.UNLOAD, ref=ref, stamp=self.registry.stamp())
         # Also if it is not here: servers that are away may have it.
-        noting = self.directory.start(self.registry.unloaded(ref))
+        self.registry.take([change])
+        saving = self.directory.start(self.registry.save())
+        alias = self.drop_name(change)
         freed = {"device": 0, "host": 0, "disk": 0}
         shared_with: list[str] = []
         try:
@@ -236,14 +277,16 @@ class AdapterManager:
         except AdapterNotLoadedError:
             # A name may be there whose adapter never was, or was forgotten.
             if alias is None:
-                await asyncio.shield(noting)
+                await asyncio.shield(saving)
                 raise
             if (known := self._catalog.names.find(ref)) is not None:
                 self._catalog.forget(known)
         else:
-            others = await self._unload(name, entry, selection, alias, freed)
+            # By a later call it is loaded, pinned or named.
+            is_wanted = self.registry.record.is_wanted(ref)
+            others = [] if is_wanted else await self._unload(name, entry, selection, alias, freed)
             shared_with = [str(other) for other in others if caller.sees(other)]
-        await asyncio.shield(noting)
+        await asyncio.shield(saving)
         return {
             "adapter_id": ref.id,
             "adapter_source": ref.source,
@@ -252,6 +295,13 @@ class AdapterManager:
             "freed": freed,
             "shared_with": shared_with,
         }
+
+    def drop_name(self, unloaded: ManagedChange) -> Alias | None:
+        """Take a name back that was unloaded, unless it was given later; returns what it was."""
+        ref, aliases = unloaded.ref, self.directory.aliases
+        alias = aliases.find(ref.id) if ref.source == ALIAS_SOURCE else None
+        is_over = alias is not None and alias.stamp <= unloaded.stamp
+        return aliases.drop(ref.id) if is_over else None
 
     def expire(self, ref: AdapterRef, until: float) -> None:
         """Have an adapter's source asked anew, where it was asked up to a Unix time."""
@@ -370,35 +420,12 @@ class AdapterManager:
         name, _, entry = self._catalog.require(ref, token)
         return name, entry
 
-    async def _confirm(
-        self, rows: Sequence[ListedAdapter], tokens: Sequence[str], seconds: float = _CONFIRM_S
-    ) -> None:
-        """Ask sources again that let this caller in some time ago, for a while."""
-        by_scope = {self._catalog.names.scope_of(token): token for token in tokens}
-        old = [
-            asyncio.ensure_future(
-                self.directory.fetch(AdapterQuery(ref=row.ref, token=by_scope.get(row.view.scope)))
-            )
-            for row in rows
-            if row.view is not None and self._is_old(row)
-        ]
-        if old:
-            await asyncio.wait(old, timeout=seconds)
-            for task in old:
-                task.cancel()
-            await asyncio.gather(*old, return_exceptions=True)
-
-    def _is_old(self, row: ListedAdapter) -> bool:
-        """Whether a caller may have lost the access that a line was shown for."""
-        if row.view is None or row.view.fetched is None or (row.name and row.name.is_public):
-            return False
-        return not self._catalog.names.holds(row.view)
-
     # --- facts --------------------------------------------------------------------
 
-    def name_of(self, handle: AdapterHandle, caller: Caller) -> str | None:
-        """Return what a caller may call an adapter that is in use; None: private, or not theirs."""
-        return self._list.name_of(handle, Viewer(caller))
+    @property
+    def managed_digest(self) -> int:
+        """What stands for all that was managed by hand: the same for the same."""
+        return self.registry.record.digest
 
     def place_keys(self, handles: Iterable[AdapterHandle]) -> list[str]:
         """Return what ``place_key`` may call some adapters, private ones included; each once."""
@@ -417,77 +444,6 @@ class AdapterManager:
             entry for entry in entries
             if all(part.content_digest in host for part in entry.content.parts)
         )  # fmt: skip
-
-    async def _document(self, selection: AdapterSelection) -> Document:
-        """Return one adapter as the list has it; AdapterNotLoadedError if it is gone."""
-        name = self._catalog.names.find(selection.refs[0])
-        viewer = Viewer(OPERATOR, self._catalog.names.scopes(selection.token))
-        row = self._list.row(name, viewer) if name is not None else None
-        if row is None:
-            raise AdapterNotLoadedError(f"adapter {selection.refs[0]} was unloaded meanwhile")
-        return document_of(row, await self._tiers([row]))
-
-    async def _tiers(self, rows: Sequence[ListedAdapter]) -> AdapterTiers:
-        """Ask the shards for what is on a page and nothing else."""
-        contents = [row.content for row in rows if row.content is not None]
-        parts = dict.fromkeys(part for content in contents for part in content.parts)
-        return await self._shards.adapter_tiers([*parts])
-
-    async def listing(
-        self, query: ListQuery, token: str | None = None, caller: Caller = OPERATOR
-    ) -> Document:
-        """Return a page of the adapters that a caller may see, with state and bytes per tier.
-
-        Behind the names come merges, and what a name led to and is still in use (retiring).
-        """
-        tokens = self._tokens.of(caller, token)
-        viewer = Viewer(caller, self._catalog.names.scopes(*tokens))
-        page = await self._page(query, viewer)
-        if any(self._is_old(row) for row in page.rows):
-            await self._confirm(page.rows, tokens)
-        tiers = await self._tiers(page.rows)
-        documents: list[Document] = []
-        for row in page.rows:
-            # Some things may have changed since the page was chosen.
-            now = row if row.name is None else self._list.row(row.name, viewer)
-            if now is not None and not self._is_old(now):
-                documents.append(document_of(now, tiers))
-            if len(documents) % _AT_ONCE == 0:
-                await asyncio.sleep(0)
-        return {"adapters": documents, "next_cursor": page.next_cursor}
-
-    async def _page(self, query: ListQuery, viewer: Viewer) -> Page:
-        """Return a page; a tenant's is full, so that no cursor has to tell of others' names."""
-        page = self._list.page(query, viewer)
-        while viewer.caller.has_key and page.resume is not None:
-            await asyncio.sleep(0)
-            rest = replace(query, cursor=page.resume, limit=query.limit - len(page.rows))
-            more = self._list.page(rest, viewer)
-            page = more._replace(rows=page.rows + more.rows)
-        return page
-
-    async def usable(self, token: str | None = None, caller: Caller = OPERATOR) -> list[KnownName]:
-        """Return the names by which a caller may use adapters now, aliases aside."""
-        tokens = self._tokens.of(caller, token)
-        viewer = Viewer(caller, self._catalog.names.scopes(*tokens))
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _CONFIRM_S
-        names: list[KnownName] = []
-        query: ListQuery | None = ListQuery(limit=LARGEST_PAGE)
-        while query is not None:
-            page = self._list.page(query, viewer)
-            if any(self._is_old(row) for row in page.rows) and loop.time() < until:
-                await self._confirm(page.rows, tokens, until - loop.time())
-            for row in page.rows:
-                now = self._list.row(row.name, viewer) if row.name is not None else None
-                if now is None or now.name is None or now.alias is not None or self._is_old(now):
-                    continue
-                if now.entry is not None:
-                    names.append(now.name)
-            following = page.next_cursor
-            query = ListQuery(limit=LARGEST_PAGE, cursor=following) if following else None
-            await asyncio.sleep(0)
-        return names
 
     async def known(self, selection: AdapterSelection, caller: Caller = OPERATOR) -> KnownName:
         """Return a name that a caller may use and that is known; else AdapterNotLoadedError."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from lorax_contract.errors import LoraxError, ValidationError
 from lorax_contract.hub import hub_token
 from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterSelection
-from lorax_router.service.adapters.managed import ManagedChange, ManagedKind
+from lorax_router.service.adapters.managed import ManagedChange, ManagedKind, ManagedKnown, Taken
 from lorax_router.service.adapters.management import AdapterManager
 from lorax_router.service.adapters.registry import Pin
 from lorax_router.service.callers import OPERATOR, Caller
@@ -34,43 +35,60 @@ class ManagedKeeper:
         self._aliases = aliases
         self._following: set[asyncio.Task[None]] = set()
 
-    async def known(self) -> list[ManagedChange]:
-        """Return the last that was done about everything."""
-        return await self._adapters.registry.changes()
+    def known(self, since: float) -> ManagedKnown:
+        """Return the last that was done about everything, as far as that was since a Unix time."""
+        registry = self._adapters.registry
+        return ManagedKnown(changes=registry.record.all(since), clock=registry.clock())
 
     def hear(self, changes: Iterable[ManagedChange]) -> None:
-        """Let names stand for what they stand for elsewhere, and no answer of before hold.
+        """Take over what was done elsewhere; what is new here is done.
 
-        Done when it returns: no request that comes later gets what was replaced or taken back.
+        When it returns, names stand for what they stand for there, and no answer of before holds:
+        no request that comes later gets what was replaced or taken back. The rest is done beside
+        all other work, whatever becomes of who told it; what cannot be had is told in the log.
         """
-        for each in changes:
+        taken = self._adapters.registry.take(changes)
+        for each in taken.over:
+            if each.kind is ManagedKind.PIN:
+                # What the options want pinned was never said by hand.
+                self._adapters.unpin_elsewhere(each.ref, each.tenant)
+        for each in taken.news:
             if each.kind is ManagedKind.NAME:
                 self._take_name(each)
-            if each.holds or each.kind is not ManagedKind.PIN:
-                self._adapters.expire(each.ref, each.at)
+            if each.kind is ManagedKind.UNLOAD:
+                self._unload(each, taken)
+            if each.kind is not ManagedKind.UNPIN:
+                self._adapters.expire(each.ref, each.stamp.at)
+        if any(each.kind in (ManagedKind.PIN, ManagedKind.LOAD) for each in taken.news):
+            self._start(self._bring(taken.news))
+
+    def _unload(self, change: ManagedChange, taken: Taken) -> None:
+        """Begin to let go of what was unloaded, unless a later call wants it."""
+        self._adapters.drop_name(change)
+        if self._adapters.registry.record.is_wanted(change.ref):
+            return
+        # What was loaded here by hand before goes whenever its source was asked.
+        was_held = any(each.ref == change.ref for each in taken.over)
+        at = time.time() if was_held else change.stamp.at
+        # Until the requests are done that use it.
+        self._start(self._let_go(change, self._adapters.unload_elsewhere(change.ref, at)))
+
+    async def save(self) -> None:
+        """Return when what was taken over is remembered beyond this process."""
+        await self._adapters.registry.save()
 
     def _take_name(self, change: ManagedChange) -> None:
-        """Take over a name, or its end; what is younger here stays."""
+        """Let a name stand for what it stands for elsewhere; what is younger here stays."""
         known, target = self._aliases.find(change.ref.id), change.target
-        if known is not None and known.created_at >= change.at:
+        if target is None or (known is not None and known.stamp >= change.stamp):
             return
-        if change.holds and known is not None and known.target.refs == (target,):
+        if known is not None and known.target.refs == (target,):
             # The same elsewhere, a moment later; the token is here alone.
-            self._aliases.put(replace(known, created_at=change.at))
-        elif change.holds and target is not None:
-            alias = Alias(
-                name=change.ref.id, target=AdapterSelection(refs=(target,)), created_at=change.at
-            )
-            put_name(self._aliases, alias, is_private=change.is_private)
-        elif known is not None:
-            self._aliases.drop(known.name)
-
-    async def take(self, changes: Sequence[ManagedChange]) -> None:
-        """Remember what was done elsewhere; what is new here is done, beside all other work.
-
-        It goes on when the caller leaves. What cannot be had is told in the log.
-        """
-        await asyncio.shield(self._start(self._take(changes)))
+            self._aliases.put(replace(known, stamp=change.stamp))
+            return
+        selection = AdapterSelection(refs=(target,))
+        alias = Alias(name=change.ref.id, target=selection, stamp=change.stamp)
+        put_name(self._aliases, alias, is_private=change.is_private)
 
     async def close(self) -> None:
         """Do nothing more of it."""
@@ -79,47 +97,32 @@ class ManagedKeeper:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._following.add(task)
         task.add_done_callback(self._following.discard)
-        return task
 
-    async def _take(self, changes: Sequence[ManagedChange]) -> None:
-        news = await self._adapters.registry.take(changes)
-        for each in news:
-            if not each.holds and each.kind is ManagedKind.PIN:
-                self._adapters.unpin_elsewhere(each.ref, each.tenant)
-            elif not each.holds and each.kind is ManagedKind.LOAD:
-                # Until the requests are done that use it.
-                self._start(self._unload(each))
-        if any(each.holds for each in news):
-            self._start(self._bring(news))
-
-    async def _unload(self, change: ManagedChange) -> None:
+    async def _let_go(self, change: ManagedChange, work: Awaitable[None]) -> None:
         try:
-            await self._adapters.unload_elsewhere(change.ref, change.at)
+            await work
         except LoraxError as error:
             logger.warning("adapter %s was unloaded elsewhere, and stays: %s", change.ref, error)
 
     async def _bring(self, news: Iterable[ManagedChange]) -> None:
         """Pin and load what is pinned and loaded elsewhere, one after the other."""
-        pins = [each for each in news if each.holds and each.kind is ManagedKind.PIN]
+        holds = self._adapters.registry.record.holds
+        pins = [each for each in news if each.kind is ManagedKind.PIN]
         pinned = {each.ref for each in pins}
-        loads = [
-            each for each in news
-            if each.holds and each.kind is ManagedKind.LOAD and each.ref not in pinned
-        ]  # fmt: skip
-        holds = self._adapters.registry.holds
-        for each in pins:
+        loads = [each for each in news if each.kind is ManagedKind.LOAD and each.ref not in pinned]
+        for each in (*pins, *loads):
             # It may have been taken back before its turn, or while it was loaded.
-            if await holds(each):
+            if not holds(*each.key):
+                continue
+            if each.kind is ManagedKind.PIN:
                 await pin_again(self._adapters, Pin(each.ref, each.tenant, each.is_private))
-                if not await holds(each):
-                    self._adapters.unpin_elsewhere(each.ref, each.tenant)
-        for each in loads:
-            if await holds(each):
+            else:
                 await load_again(self._adapters, each.ref, OPERATOR, pin=False)
+            await self._let_go(each, self._adapters.undo_late(each))
 
 
 def put_name(aliases: AliasBook, alias: Alias, *, is_private: bool) -> Alias | None:
@@ -132,7 +135,7 @@ def put_name(aliases: AliasBook, alias: Alias, *, is_private: bool) -> Alias | N
         )  # fmt: skip
     try:
         checked = aliases.make(alias.name, replace(alias.target, token=token))
-        put = replace(checked, created_at=alias.created_at)
+        put = replace(checked, stamp=alias.stamp)
         aliases.put(put)
     except ValidationError as error:
         logger.warning("the name %s is given up: %s", alias.name, error)

@@ -31,7 +31,7 @@ async def everything(manager: AdapterManager, token: str | None = None) -> list[
     found: list[str] = []
     cursor = None
     while True:
-        page = await manager.listing(ListQuery(limit=50, cursor=cursor), token)
+        page = await manager.pages.listing(ListQuery(limit=50, cursor=cursor), token)
         found += [each["adapter_id"] for each in page["adapters"]]
         cursor = page["next_cursor"]
         if cursor is None:

@@ -200,10 +200,10 @@ async def test_a_page_a_scrape_and_a_request_cost_the_same_with_many_names_as_wi
             states = scrape(directory.catalog)
             assert states == {"resident": 8, "absent": num * 3 // 4 - 8, "refused": num // 4}
             costs = [num_reads()]
-            page = await manager.listing(ListQuery(limit=50))
+            page = await manager.pages.listing(ListQuery(limit=50))
             assert [each["adapter_id"] for each in page["adapters"]][:2] == ["n00000", "n00001"]
             costs.append(num_reads())
-            middle = await manager.listing(ListQuery(limit=50, cursor=page["next_cursor"]))
+            middle = await manager.pages.listing(ListQuery(limit=50, cursor=page["next_cursor"]))
             assert len(middle["adapters"]) == 50
             costs.append(num_reads())
             (await directory.acquire(selection("n00000"))).release()
@@ -223,7 +223,9 @@ async def test_a_filter_that_few_pass_gives_a_page_after_looking_at_so_many():
     async with with_names(KNOWN) as (manager, _, num_reads):
         before, found, cursor, rounds = num_reads(), [], None, 0
         while rounds == 0 or cursor is not None:
-            page = await manager.listing(ListQuery(limit=500, state="resident", cursor=cursor))
+            page = await manager.pages.listing(
+                ListQuery(limit=500, state="resident", cursor=cursor)
+            )
             found += [each["adapter_id"] for each in page["adapters"]]
             cursor, rounds = page["next_cursor"], rounds + 1
             assert num_reads() - before < 1_000 * 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import sqlite3
 import stat
 import time
@@ -18,10 +19,15 @@ from tests.helpers.adapter_world import AdapterWorld, adapter_world, ref, select
 
 from lorax_contract.adapters import AdapterRef, AdapterUnavailableError, Reason
 from lorax_router.adapter_setup import bring_back, preload, restore_names
-from lorax_router.service.adapters.aliases import Alias
 from lorax_router.service.adapters.catalog import AdapterSelection
-from lorax_router.service.adapters.managed import ManagedChange, ManagedKind
-from lorax_router.service.adapters.registry import AdapterRegistry, Pin, Remembered
+from lorax_router.service.adapters.managed import (
+    MAX_LOADS,
+    ManagedChange,
+    ManagedKind,
+    Stamp,
+    call_stamp,
+)
+from lorax_router.service.adapters.registry import AdapterRegistry, Remembered
 from lorax_router.service.callers import Caller, Quotas
 
 TENANT = Caller(tenant="acme", quotas=Quotas(pins=2))
@@ -43,6 +49,10 @@ async def server(
 async def name(world: AdapterWorld, said: str, target: str, token: str | None = None) -> None:
     manager, aliases = world.parts.adapters, world.parts.selections.aliases
     await manager.name(aliases.make(said, selection(target, token)))
+
+
+def done(registry: AdapterRegistry, kind: ManagedKind, name: str, **facts: Any) -> ManagedChange:
+    return ManagedChange(kind=kind, ref=ref(name), stamp=registry.stamp(), **facts)
 
 
 async def num_tokens(world: AdapterWorld, name: str) -> int:
@@ -196,7 +206,7 @@ def test_a_file_that_is_locked_is_left_as_it_is(
 
     async def fill() -> None:
         registry = AdapterRegistry(str(path))
-        await registry.loaded(ref("poet"))
+        await registry.put(done(registry, ManagedKind.LOAD, "poet"))
         registry.close()
 
     asyncio.run(fill())
@@ -219,14 +229,14 @@ def test_a_file_that_was_put_aside_is_replaced_by_one_that_is_kept(tmp_path: Pat
 
     async def scene() -> None:
         registry = AdapterRegistry(str(path))
-        await registry.loaded(ref("poet"))
+        await registry.put(done(registry, ManagedKind.LOAD, "poet"))
         registry.close()
         data = bytearray(path.read_bytes())
         data[1024:] = b"\xff" * (len(data) - 1024)
         path.write_bytes(data)
         registry = AdapterRegistry(str(path))
         assert registry.read().loads == ()
-        await registry.loaded(ref("other"))
+        await registry.put(done(registry, ManagedKind.LOAD, "other"))
         registry.close()
         registry = AdapterRegistry(str(path))
         assert [each.id for each in registry.read().loads] == ["other"]
@@ -243,9 +253,10 @@ def test_a_tenant_gets_no_adapter_by_the_server_s_own_token(
 
     async def scene() -> None:
         registry = AdapterRegistry(str(tmp_path / "file"))
-        hub = AdapterRef.of("hub", "org/private")
-        await registry.pinned(hub, "acme", is_private=True)
-        await registry.pinned(AdapterRef.of("hub", "org/open"), "acme", is_private=False)
+        for said in ("private", "open"):
+            is_private = said == "private"
+            pinned = done(registry, ManagedKind.PIN, said, tenant="acme", is_private=is_private)
+            await registry.put(replace(pinned, ref=AdapterRef.of("hub", f"org/{said}")))
         registry.close()
         async with server(tmp_path / "file") as world:
             assert [query.ref.id for query in world.shard.queries] == ["org/open"]
@@ -266,7 +277,9 @@ def test_what_is_let_go_before_its_turn_does_not_come_back(tmp_path: Path) -> No
             async def load_and_take_back(
                 wanted: AdapterSelection, *args: Any, **kwargs: Any
             ) -> Any:
-                await manager.registry.unloaded(ref("two" if wanted == selection("one") else "one"))
+                other = "two" if wanted == selection("one") else "one"
+                registry = manager.registry
+                registry.take([done(registry, ManagedKind.UNLOAD, other)])
                 return await load(wanted, *args, **kwargs)
 
             manager.load = load_and_take_back  # type: ignore[method-assign]
@@ -290,111 +303,70 @@ def test_a_file_that_cannot_be_written_costs_no_request(
     assert "is forgotten when" in caplog.text
 
 
-def test_the_latest_loads_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorax_router.service.adapters.registry._MAX_LOADS", 3)
-
+def test_what_is_known_no_more_leaves_the_file(tmp_path: Path) -> None:
     async def scene() -> None:
         registry = AdapterRegistry(str(tmp_path / "file"))
-        for number in range(5):
-            await registry.loaded(ref(f"a{number}"))
-        await registry.loaded(ref("a2"))
-        assert [each.id for each in registry.read().loads] == ["a3", "a4", "a2"]
-        await registry.named(Alias(name="n", target=selection("x")))
-        await registry.named(Alias(name="n", target=selection("y")))
-        assert [each.target.refs[0].id for each in registry.read().names] == ["y"]
+        for number in range(MAX_LOADS + 2):
+            registry.take([done(registry, ManagedKind.LOAD, f"a{number}")])
+        await registry.put(
+            done(registry, ManagedKind.LOAD, "a1"), done(registry, ManagedKind.PIN, "a1")
+        )
+        await registry.put(done(registry, ManagedKind.UNLOAD, "a5"))
         registry.close()
+        again = AdapterRegistry(str(tmp_path / "file"))
+        assert again.record.all() == registry.record.all()
+        assert again.record.digest == registry.record.digest
+        loads = [each.id for each in again.read().loads]
+        assert loads == [f"a{each}" for each in range(3, MAX_LOADS + 2) if each != 5] + ["a1"]
+        again.close()
 
     asyncio.run(scene())
 
 
-def change(name: str, at: float, kind: ManagedKind, **values: Any) -> ManagedChange:
-    return ManagedChange(kind=kind, ref=ref(name), at=at, **values)
-
-
-def test_the_later_of_what_was_done_here_and_elsewhere_is_true() -> None:
-    """However often and in whichever order it is told."""
+def test_what_is_written_at_once_is_as_the_last_had_it(tmp_path: Path) -> None:
+    """Whichever of several that write comes to the disk first."""
 
     async def scene() -> None:
-        registry = AdapterRegistry()
-        first, gone, again = (
-            change("poet", at, ManagedKind.LOAD, holds=holds)
-            for at, holds in ((10.0, True), (20.0, False), (30.0, True))
-        )
-        assert await registry.take([gone]) == [gone]
-        assert await registry.take([first, gone]) == []
-        assert registry.read().loads == ()
-        assert not await registry.holds(first)
-        assert await registry.take([again, gone]) == [again]
-        assert registry.read().loads == (ref("poet"),)
-        assert await registry.holds(first)
-        assert await registry.changes() == [again]
+        registry = AdapterRegistry(str(tmp_path / "file"))
+        kinds = (ManagedKind.LOAD, ManagedKind.UNLOAD) * 10
+        changes = [done(registry, kind, "poet") for kind in kinds]
+        random.Random(3).shuffle(changes)
+        await asyncio.gather(*(registry.put(each) for each in changes))
         registry.close()
+        again = AdapterRegistry(str(tmp_path / "file"))
+        assert [each.kind for each in again.record.all()] == [ManagedKind.UNLOAD]
+        again.close()
 
     asyncio.run(scene())
 
 
 def test_what_is_done_here_is_later_than_what_a_clock_ahead_of_ours_said() -> None:
-    async def scene() -> None:
-        registry = AdapterRegistry()
-        ahead = time.time() + 1000
-        await registry.take([change("poet", ahead, ManagedKind.LOAD, holds=False)])
-        await registry.loaded(ref("poet"))
-        assert registry.read().loads == (ref("poet"),)
-        await registry.take([change("poet", ahead + 1, ManagedKind.PIN)])
-        await registry.unloaded(ref("poet"))
-        assert registry.read() == Remembered()
-        registry.close()
-
-    asyncio.run(scene())
+    registry = AdapterRegistry()
+    ahead = time.time() + 1000
+    told = ManagedChange(kind=ManagedKind.UNLOAD, ref=ref("poet"), stamp=Stamp(ahead, "theirs"))
+    registry.take([told])
+    registry.take([done(registry, ManagedKind.LOAD, "poet")])
+    assert registry.read().loads == (ref("poet"),)
+    registry.take([replace(told, kind=ManagedKind.PIN, stamp=Stamp(ahead + 1))])
+    registry.take([done(registry, ManagedKind.UNLOAD, "poet")])
+    assert registry.read() == Remembered()
 
 
-def test_what_is_unloaded_elsewhere_nobody_keeps() -> None:
-    async def scene() -> None:
-        registry = AdapterRegistry()
-        own = change("poet", 10.0, ManagedKind.PIN, tenant="acme")
-        later = change("poet", 30.0, ManagedKind.PIN)
-        await registry.take([own, later])
-        gone = change("poet", 20.0, ManagedKind.LOAD, holds=False)
-        assert await registry.take([gone]) == [gone, replace(own, at=20.0, holds=False)]
-        assert registry.read().pins == (Pin(ref("poet"), "", is_private=False),)
-        registry.close()
-
-    asyncio.run(scene())
+def test_a_call_that_came_by_an_ingress_has_its_stamp() -> None:
+    registry, given = AdapterRegistry(), Stamp(20.0, "theirs")
+    own = [registry.stamp() for _ in range(3)]
+    assert own == sorted({*own})
+    token = call_stamp.set(given)
+    assert registry.stamp() == given
+    call_stamp.reset(token)
 
 
-def test_a_pin_of_the_options_is_not_taken_back_by_others() -> None:
-    async def scene() -> None:
-        registry = AdapterRegistry()
-        gone = change("poet", 20.0, ManagedKind.PIN, holds=False)
-        assert await registry.take([gone]) == []
-        assert await registry.changes() == [gone]
-        registry.close()
-
-    asyncio.run(scene())
-
-
-def test_only_so_much_of_what_is_past_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorax_router.service.adapters.registry._MAX_PAST", 2)
-
-    async def scene() -> None:
-        registry = AdapterRegistry()
-        await registry.loaded(ref("kept"))
-        for name in ("a", "b", "c"):
-            await registry.unloaded(ref(name))
-        await registry.reloaded(ref("d"))
-        assert [each.ref.id for each in await registry.changes()] == ["kept", "c", "d"]
-        registry.close()
-
-    asyncio.run(scene())
-
-
-def test_where_nothing_can_be_written_all_that_is_told_is_done(tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_what_is_told_is_known(tmp_path: Path) -> None:
     async def scene() -> None:
         (tmp_path / "file").write_text("")
         registry = AdapterRegistry(str(tmp_path / "file" / "below a file"))
-        told = [change("poet", 20.0, ManagedKind.LOAD)]
-        assert await registry.take(told) == told
-        assert await registry.holds(told[0])
+        await registry.put(done(registry, ManagedKind.LOAD, "poet"))
+        assert registry.read().loads == (ref("poet"),)
         registry.close()
 
     asyncio.run(scene())
