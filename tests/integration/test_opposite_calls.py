@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 from tests.helpers.adapter_world import AdapterWorld, fetched, ref
 from tests.helpers.attached_replicas import AttachingFleet, ingress, until
 from tests.helpers.in_loop import in_loop
-from tests.helpers.managed_replicas import client_of, is_loaded, known, served
+from tests.helpers.managed_replicas import client_of, is_loaded, known, pinned, served
 from tests.helpers.single_writer import held_of, single_writer
 
 from lorax_router.fronts.forwarding import ForwardedCalls
-from lorax_router.service.adapters.managed import ManagedChange, ManagedKind, Taken
+from lorax_router.service.adapters.managed import ManagedChange, ManagedKind, Stamp, Taken
 from lorax_router.service.adapters.registry import AdapterRegistry
 
 PIRATE = {"adapter_id": "pirate", "adapter_source": "local"}
@@ -40,6 +40,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("/v1/unload_lora_adapter", {"lora_name": "bard"}),
 ]
+# What says whether an adapter is there.
+DECIDING = (ManagedKind.LOAD, ManagedKind.PIN, ManagedKind.UNLOAD)
 NAMES = "abc"
 LONGEST_S = 0.03
 
@@ -98,19 +100,23 @@ async def settled(worlds: list[AdapterWorld]) -> None:
     await until(lambda: not any(each.parts.adapters.directory._tasks for each in worlds))
 
 
-def is_true(world: AdapterWorld) -> bool:
-    """Whether a server has what it knows of: names, pins, loads, and not what was unloaded."""
-    record = world.parts.adapters.registry.record
+def is_true(world: AdapterWorld, history: Iterable[ManagedChange]) -> bool:
+    """Whether a server has what it knows of: names, pins, loads, and not what was unloaded last."""
     names = {each.name: each.target.refs[0] for each in world.parts.selections.aliases}
     pins = {(name.ref, tenant) for name in world.catalog.names for tenant in name.pinned_by}
-    is_there, is_wanted = is_loaded(world, "pirate"), record.is_wanted(ref("pirate"))
-    is_unloaded = record.holds(ManagedKind.UNLOAD, ref("pirate"))
-    held = held_of(known(world))
-    return (
-        (names, pins) == (held.names, held.pins)
-        and (is_there or not is_wanted)
-        and not (is_there and is_unloaded and not is_wanted)
-    )
+    held, is_there = held_of(known(world)), is_loaded(world, "pirate")
+    if (names, pins) != (held.names, held.pins):
+        return False
+    if world.parts.adapters.registry.record.is_wanted(ref("pirate")):
+        return is_there
+    # One that was pinned and is not any more stays until its place is wanted.
+    pirates = [each for each in history if each.ref == ref("pirate")]
+    last = max((each for each in pirates if each.kind in DECIDING), key=by_stamp, default=None)
+    return last is None or last.kind is not ManagedKind.UNLOAD or not is_there
+
+
+def by_stamp(change: ManagedChange) -> Stamp:
+    return change.stamp
 
 
 @pytest.fixture
@@ -142,7 +148,7 @@ async def test_replicas_end_the_same_and_as_a_single_writer_would(
             wanted = single_writer(history)
             for world in worlds:
                 assert held_of(known(world)) == wanted
-            await until(lambda: all(map(is_true, worlds)))
+            await until(lambda: all(is_true(world, history) for world in worlds))
             for world in worlds:
                 for name, target in wanted.names.items():
                     assert target is not None
@@ -172,7 +178,7 @@ async def test_what_a_dead_ingress_had_told_some_of_the_others_hear_of_by_anothe
         await until(lambda: len(made.fleet._views) == len(uris))
         # As far as the other one came.
         assert (await worlds[0].post("load", adapter_id="pirate", pin=True)).status_code == 200
-        await until(lambda: all(map(is_true, worlds)) and is_loaded(worlds[2], "pirate"))
+        await until(lambda: all(is_loaded(world, "pirate") and pinned(world) for world in worlds))
         await settled(worlds)
 
 

@@ -84,7 +84,9 @@ class PublicServicer(GeneratingServicer):
         self, request: pb.ListAdaptersRequest, call: Asker
     ) -> pb.ListAdaptersResponse:
         """Answer with a page of the known adapters."""
-        page = await self._manager.pages.listing(list_query(request), call.bearer_token, call.caller)
+        page = await self._manager.pages.listing(
+            list_query(request), call.bearer_token, call.caller
+        )
         adapters = map(adapter_info, page["adapters"])
         return pb.ListAdaptersResponse(adapters=adapters, next_page_token=page["next_cursor"])
 

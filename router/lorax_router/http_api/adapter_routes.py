@@ -163,7 +163,9 @@ class AdapterRoutes:
         """Answer with a page of the known adapters."""
         query = _list_query(request.query_params)
         caller = caller_of(request)
-        return json_response(await self._manager.pages.listing(query, bearer_token(request), caller))
+        return json_response(
+            await self._manager.pages.listing(query, bearer_token(request), caller)
+        )
 
     async def load(self, request: Request) -> Response:
         """Answer when the adapter is there."""
