@@ -27,7 +27,7 @@ from lorax_router.service.adapters.aliases import Alias
 from lorax_router.service.adapters.catalog import AdapterSelection, CatalogEntry, not_loaded
 from lorax_router.service.adapters.directory import AdapterDirectory
 from lorax_router.service.adapters.listing import Document, bytes_of
-from lorax_router.service.adapters.managed import ManagedChange, ManagedKind, Stamp
+from lorax_router.service.adapters.managed import ManagedChange, ManagedKind, Stamp, Taken
 from lorax_router.service.adapters.names import KnownName
 from lorax_router.service.adapters.pages import AdapterPages
 from lorax_router.service.adapters.registry import AdapterRegistry
@@ -221,6 +221,12 @@ class AdapterManager:
         if name is not None and (entry := self._catalog.entry_of(name)) is not None:
             self._unpin(name, entry, {tenant})
 
+    def unpin_over(self, taken: Taken) -> None:
+        """Let the pins go that are over with what was done; those that the options want are none."""
+        for each in taken.over:
+            if each.kind is ManagedKind.PIN:
+                self.unpin_elsewhere(each.ref, each.tenant)
+
     def _unpin(self, name: KnownName, entry: CatalogEntry, tenants: set[str]) -> None:
         name.pinned_by -= tenants
         if not self._catalog.is_pinned(entry):
@@ -267,7 +273,7 @@ class AdapterManager:
             raise not_loaded(ref)
         change = ManagedChange(kind=ManagedKind.UNLOAD, ref=ref, stamp=self.registry.stamp())
         # Also if it is not here: servers that are away may have it.
-        self.registry.take([change])
+        self.unpin_over(self.registry.take([change]))
         saving = self.directory.start(self.registry.save())
         alias = self.drop_name(change)
         freed = {"device": 0, "host": 0, "disk": 0}

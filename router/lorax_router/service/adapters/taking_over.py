@@ -48,10 +48,7 @@ class ManagedKeeper:
         all other work, whatever becomes of who told it; what cannot be had is told in the log.
         """
         taken = self._adapters.registry.take(changes)
-        for each in taken.over:
-            if each.kind is ManagedKind.PIN:
-                # What the options want pinned was never said by hand.
-                self._adapters.unpin_elsewhere(each.ref, each.tenant)
+        self._adapters.unpin_over(taken)
         for each in taken.news:
             if each.kind is ManagedKind.NAME:
                 self._take_name(each)
