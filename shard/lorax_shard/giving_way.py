@@ -25,8 +25,8 @@ PIECE_BYTES = 256 << 10
 # Below this nobody notices a job, and whoever asked for it waits for its first token.
 _LARGE_BYTES = 64 << 20
 _SLICE_S = 0.0008
-# At most it pauses for so many times what it computed: an eleventh of a processor is left to it.
-_MOST_PAUSES = 10.0
+# At most it pauses for so many times what it computed: a seventeenth of a processor is left to it.
+_MOST_PAUSES = 16.0
 _LONGEST_PAUSE_S, _SHORTEST_PAUSE_S = 0.1, 0.0002
 # A processor that it had to wait for so long is wanted by others.
 _WAITED_S = 0.0001

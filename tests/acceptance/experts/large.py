@@ -18,7 +18,7 @@ from tests.helpers.server import Server
 from tests.helpers.tiny_models import make_tiny_model
 from tokenizers import Tokenizer
 
-NUM_STREAMS, SETTLE_S, QUIET_S, TIMEOUT_S = 8, 5.0, 25.0, 240.0
+NUM_STREAMS, SETTLE_S, QUIET_S = 8, 5.0, 25.0
 # Of each stream: its next one begins anew, so that steps read as much at the end as at the begin.
 NUM_TOKENS = 300
 MOST_SLOWER = 1.2
@@ -115,7 +115,6 @@ def point_large() -> Result:
         flags = (
             "--model-id", str(model), "--adapter-local-root", str(root), "--adapter-store-dir",
             str(root / "store"), "--adapter-memory-fraction", "0.5", "--num-blocks", "2048",
-            "--adapter-timeout-s", str(TIMEOUT_S),
         )  # fmt: skip
         with Server(*flags) as server:
             texts = [f"the adapter of request {number}" for number in range(NUM_STREAMS)]
