@@ -132,6 +132,30 @@ def test_terms_that_are_left_out_are_found_by_the_probe(
 
 
 @pytest.mark.parametrize("family", sorted(TABLES))
+def test_far_distances_that_are_wrong_are_found_by_the_probe(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tiny_encoder(family, tmp_path, max_position_embeddings=514)
+    reach, bias_of = disentangled._reach, mpnet.RelativeBias
+
+    def nearer(by_distance: torch.Tensor) -> torch.Tensor:
+        # As if none were farther than this.
+        centre = by_distance.shape[-1] // 2
+        distances = (torch.arange(by_distance.shape[-1]) - centre).clamp(-40, 40)
+        return by_distance[..., distances + centre]
+
+    def reached(*arguments):
+        found = reach(*arguments)
+        return found._replace(places=nearer(found.places))
+
+    monkeypatch.setattr(disentangled, "_reach", reached)
+    monkeypatch.setattr(mpnet, "RelativeBias", lambda table: bias_of(nearer(table)))
+    with pytest.raises(StartupError, match="a row of 137 tokens") as caught:
+        load_paged_model(config_of(folder))
+    assert caught.value.exit_code is ExitCode.MODEL_MISMATCH
+
+
+@pytest.mark.parametrize("family", sorted(TABLES))
 def test_nothing_is_said_of_attention_that_cannot_be_set(
     family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,7 @@ from lorax_shard.model.encoder import first_position
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.limits import attention_thresholds, position_limit
 from lorax_shard.model.probe_run import run_chunked, run_ragged
+from lorax_shard.model.relative_positions import has_relative_positions
 from lorax_shard.parallel.group import GroupBrokenError
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,9 @@ class ModelProbe:
     def _make_rows(self) -> list[torch.Tensor]:
         near = [value + _BEYOND for value in self._thresholds.values() if value <= _NEAR]
         lengths = [*_ROW_LENGTHS, *near]
+        if has_relative_positions(self._config.model_type):
+            # Far ones share a bucket.
+            lengths.append(_NEAR + _BEYOND)
         if self._limit:
             lengths = [min(length, self._limit) for length in lengths]
         generator = torch.Generator().manual_seed(0)
