@@ -156,16 +156,18 @@ def test_far_distances_that_are_wrong_are_found_by_the_probe(
 
 
 @pytest.mark.parametrize("family", sorted(TABLES))
-def test_nothing_is_said_of_attention_that_cannot_be_set(
+def test_nothing_is_said_of_attention_that_cannot_be_set_or_of_padding(
     family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_tiny_encoder(family, tmp_path, around="SequenceClassification")
+    pads = [torch.tensor([0, 1, 5, 0]), torch.tensor([1, 1])]
     logging.getLogger("transformers").addHandler(caplog.handler)
     try:
-        load_paged_model(config_of(folder))
+        run_ragged(load_paged_model(config_of(folder)), pads, 4)
     finally:
         logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert "attention implementation" not in caplog.text
+    for words in ("attention implementation", "attention_mask"):
+        assert words not in caplog.text
 
 
 @pytest.mark.parametrize("family", sorted(TABLES))

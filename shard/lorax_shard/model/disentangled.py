@@ -42,6 +42,7 @@ class _Projected(NamedTuple):
 
 def plug(backbone: Any, current: CalledStep, exchange: Exchange) -> None:
     """Let a DeBERTa, of any release, attend as we do within steps."""
+    backbone.register_forward_pre_hook(_with_mask, with_kwargs=True)
     encoder = backbone.encoder
     exchange.put(encoder, _encoder(type(encoder), current))
     conv = getattr(encoder, "conv", None)
@@ -50,6 +51,16 @@ def plug(backbone: Any, current: CalledStep, exchange: Exchange) -> None:
     for layer in encoder.layer:
         attention = layer.attention.self
         exchange.put(attention, Forward(_attention(type(attention), current), "attention"))
+
+
+def _with_mask(
+    _module: Any, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give a call the mask that the class makes itself: where it does, it warns of tokens like padding."""
+    if named.get("attention_mask") is None:
+        ids = args[0] if args else named["input_ids"]
+        named = {**named, "attention_mask": torch.ones(ids.shape, device=ids.device)}
+    return args, named
 
 
 def _encoder(own: Any, current: CalledStep) -> Forward:
