@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from tests.integration.test_activated_adapters import Ranks
 from lorax_contract.errors import StartupError
 from lorax_contract.exit_codes import ExitCode
 from lorax_shard.engine.engine import Engine
+from lorax_shard.model import rank_model
 from lorax_shard.model.rank_model import meet
 
 # The first DeBERTa's query, key and value are one linear, head by head.
@@ -78,6 +82,33 @@ def test_ranks_hold_parts_of_each_layer_and_meet_twice_in_it(world: EncoderWorld
 
     layers = len(parts[0].paged._survey.shapes)
     assert run_ranks(3, work) == [2 * layers + 1] * 3
+
+
+def one_by_one(function: Callable[..., Any], lock: threading.Lock) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            return function(*arguments, **named)
+
+    return call
+
+
+def test_ranks_that_agree_keep_their_kernels(
+    world: EncoderWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Models are not built in several threads at once.
+    lock = threading.Lock()
+    for owner, name in ((rank_model.miniature, "build"), (rank_model, "_load")):
+        monkeypatch.setattr(owner, name, one_by_one(getattr(owner, name), lock))
+    parts = read_parts(world.config, 3)
+    backends = {part.exchanged.backend for part in parts}
+
+    def probed(group: ThreadGroup) -> str:
+        part = parts[group.rank]
+        meet(part, group)
+        rank_model._probe(part, world.config, torch.device("cpu"), group)
+        return part.exchanged.backend
+
+    assert set(run_ranks(3, probed)) == backends
 
 
 @pytest.mark.parametrize("family", SPREAD)

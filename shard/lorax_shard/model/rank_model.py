@@ -211,7 +211,9 @@ def _probe(part: RankPart, config: ShardConfig, device: torch.device, group: Ran
     own.model.to(device)
     survey = survey_attention(own.model, encoder=encoder)
     install_mixture(own.model, device, dtype)
-    exchanged = elementwise.install(own.model, part.exchanged.backend, device, dtype)
+    exchanged = elementwise.install(
+        own.model, part.exchanged.backend, device, dtype, is_encoder=encoder
+    )
     connect(own.model, own.plan, group)
     probe.check(type(part.paged)(own.model, survey, backend), exchanged)
     if not exchanged.is_active:
