@@ -24,7 +24,7 @@ LONG_PART = 1.05
 LEAST_COMPUTED = 0.5
 # Prompts of which only a vector or scores are wanted have that part of the time that a step takes
 # without them: nobody reads along, and who decodes waits for the next token at most so much longer.
-POOLED_PART = 0.4
+POOLED_PART = 0.35
 # Patient prompts have that part of what a step may compute, so that it is soon over.
 PATIENT_PART = 4
 
