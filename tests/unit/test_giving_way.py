@@ -51,11 +51,11 @@ def test_where_a_processor_is_to_spare_nothing_pauses() -> None:
     assert processor.pauses == []
 
 
-def test_where_others_want_it_a_tenth_is_left() -> None:
+def test_where_others_want_it_a_seventeenth_is_left() -> None:
     processor = Processor(waits_s=0.001)
     job = processor.job(600.0)
     processor.work(job, 100)
-    assert processor.work(job, 100) < 0.12
+    assert 0.04 < processor.work(job, 100) < 0.08
     # And all of it, soon after they are gone.
     processor.waits_s = 0.0
     processor.work(job, 100)
@@ -68,7 +68,8 @@ def test_a_moment_of_others_costs_little() -> None:
     processor.work(job, 1)
     processor.waits_s = 0.0
     processor.work(job, 1000)
-    assert sum(processor.pauses) < 10 * SLICE_S
+    # As one pause at its full length, all together.
+    assert sum(processor.pauses) < 17 * SLICE_S
 
 
 def test_well_before_its_time_is_over_it_pauses_no_more() -> None:

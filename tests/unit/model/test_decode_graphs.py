@@ -192,8 +192,8 @@ def test_more_adapters_than_room_leave_steps_with_them_to_launches(
     assert sum("more adapters are in effect" in each for each in caplog.messages) == 1
 
 
-# What a lost kernel would have written is whatever was there.
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
+# What a lost kernel would have written is whatever was there: it may overflow anywhere.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("place", [0, 9, -1])
 def test_a_graph_that_differs_is_not_used(
     place: int, model: HFPagedModel, caplog: pytest.LogCaptureFixture
