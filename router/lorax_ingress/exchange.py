@@ -70,6 +70,7 @@ class ManagedExchange:
         # What stands for all that each replica knows, and since when that is not the same for all.
         self._digests: dict[str, int] = {}
         self._apart_since: float | None = None
+        self._evening: asyncio.Task[None] | None = None
 
     def attached(self, replica: ManagedReplica) -> None:
         """Tell a replica, before anything is asked of it, what the others have.
@@ -99,7 +100,9 @@ class ManagedExchange:
             self._apart_since = self._clock()
         elif self._clock() - self._apart_since >= _PATIENCE_S:
             self._apart_since = self._clock()
-            self._follow(self._even_out())
+            # A replica that hangs holds up one of them, and no more are begun meanwhile.
+            if self._evening is None or self._evening.done():
+                self._evening = self._follow(self._even_out())
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
@@ -130,10 +133,11 @@ class ManagedExchange:
     def _start(self, replica: ManagedReplica, changes: Sequence[ManagedChange] = ()) -> None:
         self._follow(self._tell(replica, changes))
 
-    def _follow(self, work: Coroutine[Any, Any, None]) -> None:
+    def _follow(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+        return task
 
     async def _tell(self, replica: ManagedReplica, changes: Sequence[ManagedChange]) -> None:
         """Tell a replica; what is new of what it answers, the others are told."""

@@ -22,6 +22,7 @@ class CalledStep:
     def __init__(self, model: Any) -> None:
         self.step: StepMetadata | AttentionSurvey | None = None
         self._adapters: LoraModel | None = None
+        self._variants: list[slice | torch.Tensor] | None = None
         model.register_forward_pre_hook(self._take, with_kwargs=True)
         model.register_forward_hook(self._drop, always_call=True)
 
@@ -32,7 +33,7 @@ class CalledStep:
         return args, named
 
     def _drop(self, *_call: Any) -> None:
-        self.step = self._adapters = None
+        self.step = self._adapters = self._variants = None
 
     @property
     def metadata(self) -> StepMetadata | None:
@@ -42,7 +43,10 @@ class CalledStep:
     @property
     def variants(self) -> list[slice | torch.Tensor]:
         """The tokens of the step, in as many parts as it has adapters, base rows being one."""
-        return [slice(None)] if self._adapters is None else self._adapters.tokens_by_slot
+        if self._variants is None:
+            adapters = self._adapters
+            self._variants = [slice(None)] if adapters is None else adapters.tokens_by_slot
+        return self._variants
 
     @contextmanager
     def for_each_variant(self, num_rows: int) -> Iterator[None]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
 from heapq import nsmallest
+from operator import attrgetter
 from typing import NamedTuple
 
 from lorax_contract.adapters import AdapterRef
@@ -87,6 +88,11 @@ class ManagedChange:
         """Its place among all changes about the same thing: no two have the same one."""
         return self.stamp, str(self.target), self.is_private
 
+    @property
+    def order(self) -> tuple[Stamp, str, str]:
+        """Its place among all that is known: the same at everybody who knows the same."""
+        return self.stamp, self.kind.value, str(self.ref)
+
     def takes_back(self, other: ManagedChange) -> bool:
         """Whether another change about the same adapter is over with this one."""
         if other.stamp > self.stamp:
@@ -140,7 +146,7 @@ class ManagedRecord:
     def all(self, since: float = 0.0) -> list[ManagedChange]:
         """Return all that is known and was done since a Unix time, the earliest first."""
         found = (each for each in self._each() if each.stamp.at >= since)
-        return sorted(found, key=lambda each: (each.stamp, each.kind.value, str(each.ref)))
+        return sorted(found, key=_order)
 
     def _each(self) -> Iterator[ManagedChange]:
         return (each for about in self._about.values() for each in about.values())
@@ -197,7 +203,7 @@ class ManagedRecord:
         num = sum(self._num[kind] for kind in kinds) - most
         if num > 0:
             bounded = (each for each in self._each() if each.kind in kinds)
-            for each in nsmallest(num, bounded, key=lambda each: each.stamp):
+            for each in nsmallest(num, bounded, key=_order):
                 self._drop(each)
                 taken.refs.add(each.ref)
 
@@ -208,6 +214,9 @@ class ManagedRecord:
             del self._about[change.ref]
         self._num[change.kind] -= 1
         self.digest ^= _digest(change)
+
+
+_order = attrgetter("order")
 
 
 def _digest(change: ManagedChange) -> int:

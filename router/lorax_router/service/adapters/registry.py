@@ -17,7 +17,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,9 @@ class AdapterRegistry:
             return
         async with self._saving:
             refs, self._unsaved = self._unsaved, set()
-            if not await asyncio.to_thread(self._write, refs):
+            # The record is this loop's alone.
+            known = {ref: [_row(each) for each in self.record.about(ref)] for ref in refs}
+            if not await asyncio.to_thread(self._write, known):
                 self._unsaved |= refs
 
     def read(self) -> Remembered:
@@ -190,13 +192,13 @@ class AdapterRegistry:
                 self._connection.close()
                 self._connection = None
 
-    def _write(self, refs: Iterable[AdapterRef]) -> bool:
-        """Have the file say of adapters what is known of them now; returns whether that could be."""
+    def _write(self, known: Mapping[AdapterRef, Sequence[tuple[Any, ...]]]) -> bool:
+        """Have the file say of adapters what is known of them; returns whether that could be."""
         try:
             with self._lock, self._opened() as db:
-                for ref in refs:
+                for ref, rows in known.items():
                     db.execute(_FORGET, _key(ref))
-                    db.executemany(_WRITE, [_row(each) for each in self.record.about(ref)])
+                    db.executemany(_WRITE, rows)
             return True
         except (sqlite3.Error, OSError, _UnknownVersionError) as error:
             logger.warning(

@@ -40,8 +40,8 @@ struct Format {
     // Null where there are none.
     Tiles<Digits> digits;
     Cut cut;
-    // Computes rows of neighbouring panels on matrix tiles, which is faster from `tiles_from` on;
-    // null where there are none.
+    // Computes rows of neighbouring panels on matrix tiles, which is faster than with floats from
+    // `tiles_from` on; null where there are none.
     void (*on_tiles)(const QuantizedCall& call, int64_t first_row, int64_t last_row,
                      int64_t first_panel, int64_t last_panel);
     int64_t tiles_from;

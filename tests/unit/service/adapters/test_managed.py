@@ -191,3 +191,17 @@ def test_only_so_much_is_kept_the_latest() -> None:
     assert taken.news == []
     assert old.ref in taken.refs
     assert record.latest == 7.0
+
+
+def test_whoever_may_keep_few_keeps_the_same_whatever_came_first() -> None:
+    told = [
+        change(ManagedKind.LOAD, 1.0, ref=AdapterRef.of("hub", f"org/{each}")) for each in "abcd"
+    ]
+    kept = []
+    for order in permutations(told):
+        record = ManagedRecord(max_loads=2)
+        for each in order:
+            record.take([each])
+        kept.append(record.all())
+    assert len(kept[0]) == 2
+    assert all(each == kept[0] for each in kept)
