@@ -41,13 +41,20 @@ class NativeFunction:
     is called by all threads of a team, and has ended when it returns in any of them.
     """
 
-    __slots__ = ("_alone", "is_light", "name", "team_address")
+    __slots__ = ("_alone", "is_by_row", "is_light", "name", "team_address")
 
-    def __init__(self, library: ctypes.CDLL, name: str, *, is_light: bool = False) -> None:
-        """``is_light``: it does little with each number that it reads."""
+    def __init__(
+        self, library: ctypes.CDLL, name: str, *, is_light: bool = False, is_by_row: bool = False
+    ) -> None:
+        """``is_light``: it does little with each number that it reads.
+
+        ``is_by_row``: what it writes for a token follows from what it reads of that token, of the
+        KV cache and of the model, and it writes to neither of them.
+        """
         alone: Any = getattr(library, name)
         alone.argtypes, alone.restype = (ctypes.c_char_p,), None
-        self.name, self._alone, self.is_light = name, alone, is_light
+        self.name, self._alone = name, alone
+        self.is_light, self.is_by_row = is_light, is_by_row
         self.team_address: int = (
             ctypes.cast(getattr(library, f"{name}_team"), ctypes.c_void_p).value or 0
         )

@@ -158,7 +158,7 @@ class CppAttention(AttentionBackend):
         metadata: StepMetadata,
     ) -> torch.Tensor:
         """Return the attention of all rows, decodes and prompts alike."""
-        kernel = attend_kernel(self._function)
+        kernel = attend_kernel(self._function, is_by_row=True)
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
         query = numbers_together(query)
         num_tokens, num_heads, key_dim = query.shape
@@ -243,8 +243,8 @@ def _library() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 @functools.cache
-def attend_kernel(name: str) -> NativeFunction:
-    """Return one of its functions."""
+def attend_kernel(name: str, *, is_by_row: bool = False) -> NativeFunction:
+    """Return one of its functions; ``is_by_row``: for K and V that are in a cache by then."""
     library, reason = _library()
     assert library is not None, reason  # the registry makes no backend that cannot run
-    return NativeFunction(library, name)
+    return NativeFunction(library, name, is_by_row=is_by_row)

@@ -43,11 +43,9 @@ def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> Pa
 
 def _with_states(model: PagedModel, numbers: PassNumbers) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits of a pass, and what the last layer gives for all its tokens."""
-    graphs = model.graphs
-    if graphs is not None and graphs.keeps_states:
-        logits = graphs.run(numbers)
-        if logits is not None and graphs.states is not None:
-            return logits, graphs.states
+    captured = None if model.graphs is None else model.graphs.run_with_states(numbers)
+    if captured is not None:
+        return captured
     with model.keeping_hidden() as kept:
         logits = launched(model, numbers)
     return logits, kept.states

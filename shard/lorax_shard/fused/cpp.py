@@ -69,7 +69,12 @@ class CppElementwise(ElementwiseBackend, EncoderElementwise):
         x, outer, stride, inner, inner_stride = with_rows(x, width)
         if not weight.is_contiguous():
             weight = weight.contiguous()
-        out = empty_as(x)
+        if inner > 1 and inner_stride > stride:
+            # In the order in which the rows lie: heads of a token stay together.
+            outer, stride, inner, inner_stride = inner, inner_stride, outer, stride
+            out = x.new_empty(outer, inner, width).transpose(0, 1).view(x.shape)
+        else:
+            out = empty_as(x)
         self._kernels.rms_norm(
             _PACK_NORM(
                 x.data_ptr(), outer, stride, inner, inner_stride, weight.data_ptr(),
@@ -200,5 +205,8 @@ def _kernels() -> tuple[_Kernels | None, str | None]:
     library, reason = load_library(_SOURCE, *_FLAGS)
     if library is None:
         return None, reason
-    found = (NativeFunction(library, f"lorax_{name}", is_light=True) for name in _Kernels._fields)
+    found = (
+        NativeFunction(library, f"lorax_{name}", is_light=True, is_by_row=True)
+        for name in _Kernels._fields
+    )
     return _Kernels(*found), None

@@ -195,8 +195,8 @@ def load_panels(*flags: str) -> tuple[PanelLibrary | None, str | None]:
     loaded, reason = load_library(_SOURCE, *flags)
     if loaded is None:
         return None, reason
-    linear = NativeFunction(loaded, "lorax_panel_linear")
-    tiles = NativeFunction(loaded, "lorax_tiles_linear")
+    linear = NativeFunction(loaded, "lorax_panel_linear", is_by_row=True)
+    tiles = NativeFunction(loaded, "lorax_tiles_linear", is_by_row=True)
     are_there: Any = loaded.lorax_tiles_are_there
     are_there.argtypes, are_there.restype = (), ctypes.c_int64
     pack = NativeFunction(loaded, "lorax_panel_pack")

@@ -204,4 +204,4 @@ def _library() -> _Library:
         raise OSError(reason)
     lay_out: Any = library.lorax_lora_lay_out
     lay_out.argtypes, lay_out.restype = (ctypes.c_char_p,), None
-    return _Library(NativeFunction(library, _KERNEL), lay_out)
+    return _Library(NativeFunction(library, _KERNEL, is_by_row=True), lay_out)

@@ -75,18 +75,14 @@ class HiddenStates:
 class PassGraphs(Protocol):
     """Passes that were captured, to be computed without launching what they consist of."""
 
-    # What the last layer gave in the latest pass, for all tokens (T x hidden); None: that is not kept.
-    states: torch.Tensor | None
-
     def run(self, numbers: PassNumbers) -> torch.Tensor | None:
         """Return the logits of a pass (S x vocab float32); None: it is not captured.
 
-        They are overwritten by the next run, as ``states`` are.
+        They are overwritten by the next run.
         """
 
-    @property
-    def keeps_states(self) -> bool:
-        """Whether passes leave ``states`` behind."""
+    def run_with_states(self, numbers: PassNumbers) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return what the last layer gives for all tokens (T x hidden), too, behind the logits."""
 
 
 class AdapterSlots(Protocol):

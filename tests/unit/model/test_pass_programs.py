@@ -23,6 +23,8 @@ from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.interface import GraphSettings, PassNumbers, UnreadIds
 from lorax_shard.model.launch import launched
 from lorax_shard.model.loader import load_paged_model
+from lorax_shard.model.programs.asked import asked_rows
+from lorax_shard.model.programs.passes import PassPrograms
 from lorax_shard.model.programs.recorder import NotAProgramError, record
 from lorax_shard.model.programs.scaled import Size
 from lorax_shard.model.programs.trial import ProgramTrial
@@ -73,19 +75,21 @@ def trial_of(model: HFPagedModel) -> ProgramTrial:
 
 def check(model: HFPagedModel, trial: ProgramTrial, numbers: PassNumbers) -> torch.Tensor:
     """Compare a pass and what it leaves in the cache with the launched one; return its logits."""
-    assert model.graphs is not None
-    found = trial._results(model.graphs.run, numbers)
-    expected = trial._results(lambda each: launched(model, each), numbers)
+    programs = model.graphs
+    assert isinstance(programs, PassPrograms)
+    # Tokens that nobody asks for are left out of the last layer, be they ever so few.
+    assert programs._least_unasked is not None
+    programs._least_unasked = 1
+    found = trial._results(programs.run, numbers)
+    with model.keeping_hidden() as kept:
+        expected = trial._results(lambda each: launched(model, each), numbers)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
-    # What the last layer gave, of which vectors are made.
-    trial._results(model.graphs.run, numbers)
-    states = model.graphs.states
-    assert states is not None
-    states = states.clone()
-    with model.keeping_hidden() as kept:
-        trial._results(lambda each: launched(model, each), numbers)
-    assert torch.equal(states, kept.states)
+    # What the last layer gives for all tokens, of which vectors are made.
+    results = programs.run_with_states(numbers)
+    assert results is not None
+    assert torch.equal(results[0], expected[0])
+    assert torch.equal(results[1], kept.states)
     return found[0]
 
 
@@ -113,6 +117,79 @@ def test_ids_that_were_just_drawn_are_taken(model: HFPagedModel, trial: ProgramT
     drawn = torch.tensor([7, -1, 9])
     numbers = numbers._replace(unread=UnreadIds(drawn, np.array([0, 2, 4]), np.array([2, 0, 1])))
     check(model, trial, numbers)
+
+
+def test_what_is_asked_may_come_in_any_order_and_twice(
+    model: HFPagedModel, trial: ProgramTrial
+) -> None:
+    assert model.lora is not None
+    with loaded_samples(model.lora, 6) as slots:
+        numbers = trial.numbers(Size(12, 4), slots)
+        asked = np.array([11, 2, 3, 4, 5, 6, 3, 0])
+        check(model, trial, numbers._replace(logit_rows=asked))
+
+
+def test_neighbours_that_are_asked_for_are_one_row(trial: ProgramTrial) -> None:
+    numbers = trial.numbers(Size(10, 1), [])._replace(
+        query_lens=[1, 4, 5],
+        context_lens=[7, 4, 30],
+        tables=np.array([[1, 2], [3, 4], [5, 6]]),
+        logit_rows=np.array([9, 0, 1, 2, 3, 5, 6, 8, 7]),
+    )
+    rows = asked_rows(numbers)
+    assert rows.query_lens == [1, 1, 3, 2, 1, 1]
+    assert rows.context_lens == [30, 7, 3, 27, 29, 28]
+    assert rows.tables[:, 0].tolist() == [5, 1, 3, 5, 5, 5]
+
+
+def test_the_last_layer_leaves_out_what_nobody_asks_for(
+    model: HFPagedModel, trial: ProgramTrial
+) -> None:
+    """Kernels behind the last layer's keys and values see the asked tokens alone; without any, none runs."""
+    programs = model.graphs
+    assert isinstance(programs, PassPrograms)
+    program = programs._programs[False]
+    calls, ran = program._calls, []
+
+    def run(kernels: int, starts: int, small: int, number: int, *rest: Any) -> None:
+        ran.append(number)
+        own(kernels, starts, small, number, *rest)
+
+    own, calls._run = calls._run, run
+    try:
+        for asked, parts in ((0, 1), (2, 2), (40, 1)):
+            ran.clear()
+            numbers = trial.numbers(Size(40, 1), [])._replace(logit_rows=np.arange(asked))
+            programs.run(numbers)
+            assert len(ran) == parts
+            assert (sum(ran) == program.num_calls) == bool(asked)
+    finally:
+        calls._run = own
+    last_store = max(i for i, name in enumerate(calls.names) if name == "lorax_store")
+    assert calls.first_by_row == last_store + 1
+
+
+def test_a_narrowed_pass_that_gives_other_bits_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(numbers: PassNumbers) -> Any:
+        rows = asked_rows(numbers)
+        return rows._replace(context_lens=[1] * len(rows.context_lens))
+
+    monkeypatch.setattr("lorax_shard.model.programs.passes.asked_rows", wrong)
+    with caplog.at_level(logging.INFO):
+        model = loaded(tmp_path, "llama")
+    assert "all tokens of a pass go through the whole last layer" in caplog.text
+    programs = model.graphs
+    assert isinstance(programs, PassPrograms)
+    assert programs._least_unasked is None
+    monkeypatch.undo()
+    trial = trial_of(model)
+    with torch.inference_mode(), trial.filled_cache():
+        numbers = trial.numbers(Size(40, 1), [])
+        found = trial._results(programs.run, numbers)
+        expected = trial._results(lambda each: launched(model, each), numbers)
+    assert torch.equal(found[0], expected[0])
 
 
 def test_adapters_come_and_go_between_passes(model: HFPagedModel, trial: ProgramTrial) -> None:

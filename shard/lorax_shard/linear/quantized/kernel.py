@@ -123,7 +123,7 @@ def load_quantized(*flags: str) -> tuple[QuantizedLibrary | None, str | None]:
     columns.argtypes, columns.restype = (), ctypes.c_int64
     tiles_from: Any = loaded.lorax_quantized_tiles_from
     tiles_from.argtypes, tiles_from.restype = (ctypes.c_int64,), ctypes.c_int64
-    linear = NativeFunction(loaded, "lorax_quantized_linear")
+    linear = NativeFunction(loaded, "lorax_quantized_linear", is_by_row=True)
     return QuantizedLibrary(linear, columns(), tiles_from), None
 
 

@@ -80,12 +80,6 @@ class DecodeGraphs:
         self._version = 0
         # Adapters of which it was said that no graph computes them.
         self._told: set[str] = set()
-        self.states: torch.Tensor | None = None
-
-    @property
-    def keeps_states(self) -> bool:
-        """False: rows that decode want no vectors."""
-        return False
 
     def run(self, numbers: PassNumbers) -> torch.Tensor | None:
         """Return the logits of a pass of decode rows; None: no graph computes it."""
@@ -97,6 +91,9 @@ class DecodeGraphs:
         if len(rows) == num_rows and (rows == np.arange(num_rows)).all():
             return self._logits[:num_rows]
         return self._logits[to_device(torch.from_numpy(rows), self._device)]
+
+    def run_with_states(self, numbers: PassNumbers) -> None:
+        """Return None: rows that decode want no vectors."""
 
     def prepared(self, numbers: PassNumbers) -> Callable[[], None] | None:
         """Have the graph that computes a pass read it, and return its replay; None: there is none."""

@@ -52,7 +52,8 @@ def operations() -> tuple[Operations | None, str | None]:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     run.argtypes, run.restype = (pointer, pointer, pointer, number, pointer, number, pointer), None
     names = ("lorax_add", "lorax_scale", "lorax_gather")
-    return Operations(run, *(NativeFunction(library, name, is_light=True) for name in names)), None
+    found = (NativeFunction(library, name, is_light=True, is_by_row=True) for name in names)
+    return Operations(run, *found), None
 
 
 def as_native(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NativeCall | None:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,9 @@ from lorax_shard.lora.assignment import BASE
 from lorax_shard.lora.dummy import loaded_samples
 from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.interface import GraphSettings, IdArray, PassNumbers
-from lorax_shard.model.programs.program import Arena, Program
+from lorax_shard.model.programs.arena import LOGIT_ROWS, Arena
+from lorax_shard.model.programs.asked import asked_rows
+from lorax_shard.model.programs.program import Program
 from lorax_shard.model.programs.recorder import NotAProgramError, record
 from lorax_shard.model.programs.scaled import Size, Sizes
 from lorax_shard.model.programs.trial import FEW_SIZES, ProgramTrial
@@ -31,6 +34,9 @@ _FIRST, _MORE_TOKENS, _MORE_LOGITS = Size(11, 3), Size(18, 3), Size(11, 8)
 
 # Slots of the samples that a program is tried with, beside those of adapters.
 _SAMPLES = 2
+
+# Tokens that nobody asks for, of one layer: from here on to leave them out pays.
+_MANY_UNASKED = 32
 
 _Made = TypeVar("_Made")
 # Of S tokens the logits (S x V float32), and of all of them what the last layer gives (T x hidden).
@@ -59,28 +65,48 @@ class PassPrograms:
         self._arena = Arena()
         # Without adapters, and with those that change no more than low-rank parts add.
         self._programs: dict[bool, Program] = {}
-        self.states: torch.Tensor | None = None
-
-    @property
-    def keeps_states(self) -> bool:
-        """True: whoever wants vectors finds what they are made of."""
-        return True
+        # Tokens that are left out of the last layer where as many of a pass are not asked for;
+        # None: they never are.
+        self._least_unasked: int | None = None
 
     def run(self, numbers: PassNumbers) -> torch.Tensor | None:
         """Return the logits of a pass (S x V float32); None: no program computes it.
 
         They are overwritten by the next run.
         """
-        program = self._program_of(numbers)
+        program, least = self._program_of(numbers), self._least_unasked
+        size = _size(numbers)
+        if program is None or least is None or size.tokens - size.logits < least:
+            found = self._run(program, numbers)
+            return None if found is None else found[0]
+        self._tell_rows(numbers)
+        logits: torch.Tensor
+        logits, _ = program.run_narrowed(size, _inputs(numbers), partial(self._narrow, numbers))
+        return logits
+
+    def run_with_states(self, numbers: PassNumbers) -> Results | None:
+        """Return the logits of a pass and what the last layer gives for all tokens, as ``run``."""
+        return self._run(self._program_of(numbers), numbers)
+
+    def _run(self, program: Program | None, numbers: PassNumbers) -> Results | None:
         if program is None:
             return None
+        self._tell_rows(numbers)
+        found: Results = program.run(_size(numbers), _inputs(numbers))
+        return found
+
+    def _tell_rows(self, numbers: PassNumbers) -> None:
         if numbers.kv_slots.max(initial=-1) >= self._num_slots:
             raise IndexError(f"the cache has no slot {numbers.kv_slots.max()}")
         self._rows.fill(numbers.query_lens, numbers.context_lens, torch.from_numpy(numbers.tables))
-        size = Size(len(numbers.input_ids), len(numbers.logit_rows))
-        logits: torch.Tensor
-        logits, self.states = program.run(size, _inputs(numbers))
-        return logits
+
+    def _narrow(self, numbers: PassNumbers) -> None:
+        """Tell of the tokens alone whose logits are asked for, and of their adapters."""
+        rows = asked_rows(numbers)
+        self._rows.fill(rows.query_lens, rows.context_lens, torch.from_numpy(rows.tables))
+        if any(slot is not None for slot in numbers.slots):
+            assert self._lora is not None
+            self._lora.write_fixed_slots(_slot_of_token(numbers)[numbers.logit_rows])
 
     def time_kernels(self, *, with_adapters: bool) -> tuple[list[str], NDArray[np.float64]] | None:
         """Time the kernels of passes from now on, see ``Program``; None: no program computes them."""
@@ -115,6 +141,7 @@ class PassPrograms:
                 make()
         except Exception as error:  # noqa: BLE001 - whatever a model's code does, steps can do without
             self._programs.clear()
+            self._least_unasked = None
             words = str(error) if isinstance(error, NotAProgramError) else repr(error)
             logger.info("passes %s are computed kernel by kernel: %s", which, words)
             return
@@ -128,7 +155,8 @@ class PassPrograms:
         trial = ProgramTrial(self._cache, vocab_size, self._settings.max_context)
         with trial.filled_cache():
             self._programs[False] = self._recorded(trial, [])
-            trial.compare(self.run, launch, [])
+            trial.compare(self._all, launch, [])
+            self._try_narrow(lambda: trial.compare(self.run, launch, []))
 
     def _make_both(
         self, lora: LoraModel, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]
@@ -138,9 +166,32 @@ class PassPrograms:
         with trial.filled_cache(), self._fixed(lora) as slots:
             self._programs[True] = self._recorded(trial, slots)
             self._programs[False] = self._programs[True].without(lora.kernels)
-            trial.compare(self.run, launch, slots)
+            trial.compare(self._all, launch, slots)
             # Its kernels are the same.
-            trial.compare(self.run, launch, [], FEW_SIZES)
+            trial.compare(self._all, launch, [], FEW_SIZES)
+
+            def compare_narrowed() -> None:
+                trial.compare(self.run, launch, slots)
+                trial.compare(self.run, launch, [], FEW_SIZES)
+
+            self._try_narrow(compare_narrowed)
+
+    def _all(self, numbers: PassNumbers) -> torch.Tensor | None:
+        found = self.run_with_states(numbers)
+        return None if found is None else found[0]
+
+    def _try_narrow(self, compare: Callable[[], None]) -> None:
+        """Leave tokens that nobody asks for out of the last layer if that gives the same."""
+        if not all(each.can_narrow for each in self._programs.values()):
+            return
+        self._least_unasked = 1
+        try:
+            compare()
+        except NotAProgramError as error:
+            self._least_unasked = None
+            logger.info("all tokens of a pass go through the whole last layer: %s", error)
+        else:
+            self._least_unasked = _MANY_UNASKED
 
     def _recorded(self, trial: ProgramTrial, slots: Sequence[int]) -> Program:
         # What is made once is there when it is recorded.
@@ -178,7 +229,7 @@ class PassPrograms:
             scratch=self._rows.scratch(),
         )
         ids, positions, logit_rows = (
-            inputs[name] for name in ("input_ids", "positions", "logit_rows")
+            inputs[name] for name in ("input_ids", "positions", LOGIT_ROWS)
         )
         with self._adapters(numbers):
             return how(lambda: self._forward(ids, positions, metadata, logit_rows), inputs)
@@ -199,6 +250,10 @@ class _Unknown(list[int]):
     __iter__ = __getitem__ = __len__ = _refuse
 
 
+def _size(numbers: PassNumbers) -> Size:
+    return Size(len(numbers.input_ids), len(numbers.logit_rows))
+
+
 def _slot_of_token(numbers: PassNumbers) -> IdArray:
     slots = [BASE if slot is None else slot for slot in numbers.slots]
     return np.repeat(np.array(slots, dtype=np.int64), numbers.slot_lens)
@@ -214,5 +269,5 @@ def _inputs(numbers: PassNumbers) -> dict[str, torch.Tensor]:
         "input_ids": input_ids,
         "positions": torch.from_numpy(numbers.positions),
         "kv_slots": torch.from_numpy(numbers.kv_slots),
-        "logit_rows": torch.from_numpy(numbers.logit_rows),
+        LOGIT_ROWS: torch.from_numpy(numbers.logit_rows),
     }

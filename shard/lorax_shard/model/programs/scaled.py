@@ -85,9 +85,10 @@ class Values:
         size: Size,
         inputs: dict[str, torch.Tensor],
         view: Callable[[Place, Size], torch.Tensor],
+        outputs: dict[int, Any] | None = None,
     ) -> None:
         self.size, self.inputs, self.view = size, inputs, view
-        self.outputs: dict[int, Any] = {}
+        self.outputs: dict[int, Any] = {} if outputs is None else outputs
 
     def compute(self, operations: Sequence[tuple[int, ScaledOperation]]) -> None:
         """Compute operations of torch in their order."""
