@@ -11,6 +11,8 @@
 // arXiv:1805.02867; Dao 2023, arXiv:2307.08691), and begins anew after each span of steps; the
 // spans' results are added in order. So spans can be computed by several threads.
 //
+// Scores are counted in units of ln 2, queries and whatever is added to scores included.
+//
 // Steps and spans begin at fixed positions, and each query has sums of its own: what it gets is
 // the same to the last bit whatever is computed beside it, in chunks of any size, on any number of
 // threads.

@@ -1,4 +1,5 @@
-// Vectors of float32, and what attention computes with them: exp, sums over lanes, transposition.
+// Vectors of float32, and what attention computes with them: powers of two, sums over lanes,
+// transposition.
 //
 // All of it rounds the same way wherever it is inlined: nothing here is an a * b + c * d, of which
 // a compiler may fuse either product.
@@ -9,6 +10,8 @@
 #include <utility>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
+
 constexpr int num_lanes = 16;
 #elif defined(__AVX__)
 constexpr int num_lanes = 8;
@@ -55,31 +58,38 @@ inline float largest_lane(Lanes x) {
     return larger(x, rotated<1>(x, Numbers{}))[0];
 }
 
-// exp(x) for x <= 0, to about 1e-7 of it; 1 for 0, and 0 for what is below -87.
-inline Lanes exp_negative(Lanes x) {
-    const Lanes low = Lanes{} - 87.0f;
-    const Lanes clamped = x < low ? low : x;  // NaN stays what it is
+// Scores are counted in units of ln 2, so that their weights are powers of two.
+constexpr float score_units = 1.44269504f;
+
+// 2^x for x <= 0, to about 1e-7 of it; 1 for 0, and 0 for what is below -126.
+inline Lanes power_of_two(Lanes x) {
     // The nearest whole number: what is added leaves no bits behind the point.
-    const Lanes whole = (clamped * 1.44269504f + 12582912.0f) - 12582912.0f;
-    // Less whole times ln 2, in two parts, of which the first is short.
-    const Lanes f = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    Lanes series = f * (1.0f / 5040.0f) + 1.0f / 720.0f;
-    series = series * f + 1.0f / 120.0f;
-    series = series * f + 1.0f / 24.0f;
-    series = series * f + 1.0f / 6.0f;
-    series = series * f + 0.5f;
+    const Lanes whole = (x + 12582912.0f) - 12582912.0f;
+    const Lanes f = x - whole;
+    Lanes series = f * 1.53533620e-4f + 1.33988750e-3f;
+    series = series * f + 9.61843692e-3f;
+    series = series * f + 5.55033237e-2f;
+    series = series * f + 2.40226477e-1f;
+    series = series * f + 6.93147182e-1f;
     series = series * f + 1.0f;
-    series = series * f + 1.0f;
-    const IntLanes power = (__builtin_convertvector(whole, IntLanes) + 127) << 23;
+#if defined(__AVX512F__)
+    // NaN stays what it is.
+    const auto counts = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+    return (Lanes)_mm512_maskz_scalef_ps(counts, (__m512)series, (__m512)whole);
+#else
+    const Lanes low = Lanes{} - 126.0f;
+    const IntLanes power =
+        (__builtin_convertvector(whole < low ? low : whole, IntLanes) + 127) << 23;
     return x < low ? Lanes{} : series * reinterpret_cast<const Lanes&>(power);
+#endif
 }
 
-inline float exp_negative(float x) { return exp_negative(Lanes{} + x)[0]; }
+inline float power_of_two(float x) { return power_of_two(Lanes{} + x)[0]; }
 
 // softcap * tanh(x / softcap), to about 1e-7 of the softcap.
 inline Lanes cap(Lanes x, float softcap) {
     const Lanes size = x < 0.0f ? -x : x;
-    const Lanes e = exp_negative(size * (-2.0f / softcap));
+    const Lanes e = power_of_two(size * (-2.0f * score_units / softcap));
     const Lanes capped = softcap * (1.0f - e) / (1.0f + e);
     return x < 0.0f ? -capped : capped;
 }

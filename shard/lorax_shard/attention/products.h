@@ -19,6 +19,10 @@ constexpr int tile_rows = 6, tile_vectors = 2;
 
 constexpr int line_vectors = 16 / num_lanes;  // of a cache line
 
+// Before each loop over the sums: what the compiler does not unroll from the first loop to the last
+// it keeps in memory.
+#define LORAX_UNROLLED _Pragma("GCC unroll 6")
+
 template <int ROWS, int VECTORS>
 using Sums = Lanes[ROWS][VECTORS];
 
@@ -26,15 +30,24 @@ using Sums = Lanes[ROWS][VECTORS];
 template <int ROWS, int VECTORS>
 inline void score_vectors(const float* q, const float* keys, int64_t stride, int64_t dim,
                           float* scores) {
-    Sums<ROWS, VECTORS> sums = {};
+    Sums<ROWS, VECTORS> sums;
+    LORAX_UNROLLED
+    for (int row = 0; row < ROWS; ++row)
+        LORAX_UNROLLED
+        for (int v = 0; v < VECTORS; ++v) sums[row][v] = Lanes{};
     const int64_t q_stride = dim;
     for (int64_t i = 0; i < dim; ++i, ++q, keys += stride) {
         Lanes k[VECTORS];
+        LORAX_UNROLLED
         for (int v = 0; v < VECTORS; ++v) k[v] = lanes_at(keys + v * num_lanes);
+        LORAX_UNROLLED
         for (int row = 0; row < ROWS; ++row)
+            LORAX_UNROLLED
             for (int v = 0; v < VECTORS; ++v) sums[row][v] += k[v] * q[row * q_stride];
     }
+    LORAX_UNROLLED
     for (int row = 0; row < ROWS; ++row)
+        LORAX_UNROLLED
         for (int v = 0; v < VECTORS; ++v)
             lanes_at(scores + row * step_tokens + v * num_lanes) = sums[row][v];
 }
@@ -46,21 +59,28 @@ inline void weigh_vectors(const float* weights, const float* const* values,
                           const float* const* ahead, int64_t offset, int64_t first, int64_t last,
                           const float* scale, float* total, int64_t stride) {
     Sums<ROWS, VECTORS> sums;
+    LORAX_UNROLLED
     for (int row = 0; row < ROWS; ++row)
+        LORAX_UNROLLED
         for (int v = 0; v < VECTORS; ++v)
             sums[row][v] = lanes_at(total + row * stride + v * num_lanes) * scale[row];
     for (int64_t t = first; t < last; ++t) {
         Lanes x[VECTORS];
+        LORAX_UNROLLED
         for (int v = 0; v < VECTORS; ++v) x[v] = lanes_at(values[t] + offset + v * num_lanes);
         if constexpr (ASKS)
             for (int v = 0; v < VECTORS; v += line_vectors)
                 __builtin_prefetch(ahead[t] + offset + v * num_lanes);
+        LORAX_UNROLLED
         for (int row = 0; row < ROWS; ++row) {
             const float weight = weights[row * step_tokens + t];
+            LORAX_UNROLLED
             for (int v = 0; v < VECTORS; ++v) sums[row][v] += x[v] * weight;
         }
     }
+    LORAX_UNROLLED
     for (int row = 0; row < ROWS; ++row)
+        LORAX_UNROLLED
         for (int v = 0; v < VECTORS; ++v)
             lanes_at(total + row * stride + v * num_lanes) = sums[row][v];
 }

@@ -6,7 +6,7 @@
 
 constexpr float nothing = -1e30f;  // below every score
 
-// Of one query and head: its largest score, and the sum of exp(score - most).
+// Of one query and head: its largest score, and the sum of 2^(score - most).
 struct Softmax {
     float most, sum;
 };
@@ -62,12 +62,12 @@ __attribute__((noinline)) void soften(float* scores, int64_t count, Vectors some
         change[row] = largest_so_far[row] - most[row];
     }
     for (int64_t row = 0; row < padded_rows; row += num_lanes)
-        lanes_at(change + row) = exp_negative(lanes_at(change + row));
+        lanes_at(change + row) = power_of_two(lanes_at(change + row));
     for (int64_t row = 0; row < count; ++row) {
         Lanes* x = reinterpret_cast<Lanes*>(scores + row * step_tokens);
         Lanes sums = {};
         each_vector(some, [&](int64_t v) {
-            x[v] = exp_negative(x[v] - most[row]);
+            x[v] = power_of_two(x[v] - most[row]);
             sums += x[v];
         });
         Lanes& all = lanes_at(lane_sums + row * num_lanes);
@@ -81,8 +81,8 @@ __attribute__((noinline)) void soften(float* scores, int64_t count, Vectors some
 __attribute__((noinline)) void add_span(Softmax& state, float* total, const Softmax& later,
                                         const float* later_total, int64_t size) {
     const float most = std::max(state.most, later.most);
-    const float scale = exp_negative(state.most - most);
-    const float later_scale = exp_negative(later.most - most);
+    const float scale = power_of_two(state.most - most);
+    const float later_scale = power_of_two(later.most - most);
     state = {most, state.sum * scale + later.sum * later_scale};
     for (int64_t i = 0; i < size; i += num_lanes) {
         const Lanes earlier = lanes_at(total + i) * scale;

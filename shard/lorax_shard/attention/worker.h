@@ -95,7 +95,7 @@ class Worker {
             std::fill_n(seen + query * group, group, seen_by(c, position + query, context_len));
         last_token = tile.context.last;
         const int64_t token = rows.first_tokens[tile.row] + tile.first_query;
-        const auto scaling = static_cast<float>(c.scaling);
+        const auto scaling = static_cast<float>(c.scaling * score_units);
         for (int64_t kv = 0; kv < num_kv_heads; ++kv)
             for (int64_t row = 0; row < num_rows; ++row) {
                 const int64_t head = (first_kv_head + kv) * group + row % group;
@@ -270,8 +270,8 @@ class Worker {
         if (c.places) add_of_tokens(at, count, scores, some);
         Tokens each[tile_rows];
         for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step((at + i) % num_rows, in);
-        soften(scores, count, Vectors(some), each, static_cast<float>(c.softcap), largest + at,
-               lane_sums + at * num_lanes, scales + at);
+        soften(scores, count, Vectors(some), each, static_cast<float>(c.softcap * score_units),
+               largest + at, lane_sums + at * num_lanes, scales + at);
     }
 
     // Of a row among those of all KV heads: its query head, its token among those of the row that
@@ -291,7 +291,8 @@ class Worker {
             const Query query = query_of(at + i);
             const float* from = c.bias + query.head * c.bias_head_stride + query.centre;
             Lanes* x = reinterpret_cast<Lanes*>(scores + i * step_tokens);
-            for (int64_t v = some.first; v < some.last; ++v) x[v] += lanes_at(from + v * num_lanes);
+            for (int64_t v = some.first; v < some.last; ++v)
+                x[v] += lanes_at(from + v * num_lanes) * score_units;
         }
     }
 
@@ -305,12 +306,13 @@ class Worker {
             float* x = scores + i * step_tokens;
             if (c.of_query) {
                 const float* own = c.of_query + (begin + query.position) * width;
-                for (int64_t t = some.first; t < some.last; ++t) x[t] += own[places[t]];
+                for (int64_t t = some.first; t < some.last; ++t)
+                    x[t] += own[places[t]] * score_units;
             }
             if (c.of_key) {
                 const float* keys = c.of_key + (begin + step) * width;
                 for (int64_t t = some.first; t < some.last; ++t)
-                    x[t] += keys[t * width + places[t]];
+                    x[t] += keys[t * width + places[t]] * score_units;
             }
         }
     }
@@ -386,9 +388,9 @@ class Worker {
         const int64_t query = row % rows_a_head / group;
         const int64_t head = (tile.first_kv_head + row / rows_a_head) * group + row % group;
         if (c.sinks) {
-            const float sink = c.sinks[head], most = std::max(state.most, sink);
-            const float scale = exp_negative(state.most - most);
-            state.sum = state.sum * scale + exp_negative(sink - most);
+            const float sink = c.sinks[head] * score_units, most = std::max(state.most, sink);
+            const float scale = power_of_two(state.most - most);
+            state.sum = state.sum * scale + power_of_two(sink - most);
             for (int64_t i = 0; i < value_stride; i += num_lanes) lanes_at(sums + i) *= scale;
         }
         const float norm = 1.0f / state.sum;
