@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _MADV_POPULATE_WRITE = 23
 # So many bytes at a time: nothing else of the process can be mapped meanwhile.
 _FILLED_AT_ONCE = 4 << 20
 _HUGE_PAGE = 2 << 20
+# What small pieces share.
+_SHARED_BYTES = 64 << 20
 
 
 class FilledAhead:
@@ -87,6 +90,43 @@ def release_ahead() -> None:
         ahead.release()
 
 
+class _Shared:
+    """Mappings that small pieces of memory share, one piece behind the other.
+
+    A piece of a few huge pages that had a mapping of its own would begin and end within such pages,
+    and so lie in small ones by up to half.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._mapping: mmap.mmap | None = None
+        self._next = self._end = 0
+
+    def take(self, num_bytes: int) -> Any:
+        """Return fresh memory that goes back to the system when nobody has it any more."""
+        size = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        with self._lock:
+            if self._mapping is None or self._next + size > self._end:
+                self._mapping, self._next = _aligned(_SHARED_BYTES)
+                self._end = self._next + _SHARED_BYTES
+            mapping, start = self._mapping, self._next
+            self._next += size
+        piece = (ctypes.c_char * num_bytes).from_buffer(mapping, start)
+        give_back = weakref.finalize(piece, mapping.madvise, mmap.MADV_DONTNEED, start, size)
+        give_back.atexit = False
+        return piece
+
+
+_shared = _Shared()
+
+
+def _aligned(num_bytes: int) -> tuple[mmap.mmap, int]:
+    """Return a mapping and where in it so many bytes begin, with a huge page."""
+    mapping = mmap.mmap(-1, num_bytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_HUGEPAGE)
+    return mapping, -ctypes.addressof(ctypes.c_char.from_buffer(mapping)) % _HUGE_PAGE
+
+
 def map_memory(num_bytes: int) -> torch.Tensor:
     """Return fresh memory as bytes; it goes back to the system when the last tensor in it does.
 
@@ -99,10 +139,11 @@ def map_memory(num_bytes: int) -> torch.Tensor:
     filled = None if _ahead is None else _ahead.take(num_bytes)
     if filled is not None:
         return torch.frombuffer(filled, dtype=torch.uint8)
-    mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
-        mapping.madvise(mmap.MADV_HUGEPAGE)
+        if num_bytes < _SHARED_BYTES // 4:
+            return torch.frombuffer(_shared.take(num_bytes), dtype=torch.uint8)
+        mapping, start = _aligned(num_bytes)
     except OSError:
         return torch.empty(num_bytes, dtype=torch.uint8)  # a kernel without huge pages
     # The tensor keeps the mapping alive.
-    return torch.frombuffer(mapping, dtype=torch.uint8)
+    return torch.frombuffer(memoryview(mapping)[start : start + num_bytes], dtype=torch.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections.abc import Iterator
 
@@ -62,3 +63,17 @@ def test_memory_outlives_who_filled_it() -> None:
     huge_pages.release_ahead()
     memory.fill_(3)
     assert int(memory.min()) == 3
+
+
+def test_small_pieces_share_huge_pages_and_go_back_one_by_one() -> None:
+    pieces = [huge_pages.map_memory(5 * MB - 64) for _ in range(3)]
+    first, second, third = (piece.data_ptr() for piece in pieces)
+    assert second - first == third - second == 5 * MB
+    for number, piece in enumerate(pieces):
+        piece.fill_(number + 1)
+    del pieces[1], piece
+    kept = pieces.pop()[-100:]
+    assert (kept == 3).all()
+    assert (pieces[0] == 1).all()
+    # Whoever reads where the second one was finds what the system gives: zeros.
+    assert ctypes.string_at(second + 4 * MB // 2, 1000) == bytes(1000)

@@ -8,7 +8,7 @@ mapping goes back to the system as a whole when the last tensor in it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -17,6 +17,9 @@ from lorax_shard.huge_pages import map_memory
 # Tensors begin at multiples of this: a cache line.
 _ALIGNMENT = 64
 _WORTH_A_MAPPING = 1 << 20
+
+# Writes a tensor into a contiguous one of its shape and type.
+Copy = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def side_by_side(
@@ -56,22 +59,30 @@ def _are_side_by_side(a: torch.Tensor, b: torch.Tensor) -> bool:
     )
 
 
-def gather(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+def gather(
+    tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None, copy: Copy | None = None
+) -> list[torch.Tensor]:
     """Return contiguous copies of CPU tensors that lie one after the other in one mapping.
 
-    They are of ``dtype``; None: each of its own. Few bytes are not worth a mapping: then tensors
-    that are as they shall be already come back themselves.
+    They are of ``dtype``; None: each of its own. ``copy`` writes each. Few bytes are not worth a
+    mapping: then tensors that are as they shall be already come back themselves, without ``copy``.
     """
     dtypes = [dtype or tensor.dtype for tensor in tensors]
     starts, end = [], 0
     for tensor, its in zip(tensors, dtypes, strict=True):
         starts.append(end)
         end += -(-tensor.numel() * its.itemsize // _ALIGNMENT) * _ALIGNMENT
-    if end < _WORTH_A_MAPPING:
+    is_little = end < _WORTH_A_MAPPING
+    if is_little and copy is None:
         return [tensor.to(its).contiguous() for tensor, its in zip(tensors, dtypes, strict=True)]
-    memory = map_memory(end)
+    memory = torch.empty(end, dtype=torch.uint8) if is_little else map_memory(end)
     copies = []
     for tensor, its, start in zip(tensors, dtypes, starts, strict=True):
         raw = memory[start : start + tensor.numel() * its.itemsize]
-        copies.append(raw.view(its).view(tensor.shape).copy_(tensor))
+        copies.append(raw.view(its).view(tensor.shape))
+        (copy or _copy)(tensor.to(its), copies[-1])
     return copies
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    target.copy_(source)

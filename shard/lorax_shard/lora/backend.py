@@ -12,6 +12,7 @@ other, so that one product shrinks the input for all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ class GroupWeights:
     b: tuple[torch.Tensor | None, ...]  # r x out
     # Of each member: what multiplies its output, where B' lacks it. None: no B' does.
     scales: tuple[float, ...] | None = None
+    # Whether the numbers of each matrix lie in panels (``panels.h``), whatever its strides say.
+    in_panels: bool = False
 
     @property
     def offsets(self) -> list[int]:
@@ -168,6 +171,14 @@ class LoraBackend(ABC):
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere
         """Return in words why this backend cannot run here, or None when it can."""
+        return None
+
+    @property
+    def pack(self) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
+        """Return what writes matrices as groups read them fastest, in panels; None: rank by rank.
+
+        It takes one of r x n, with any strides, and a contiguous one of its shape and type.
+        """
         return None
 
     def commit(self, device: torch.device) -> None:  # noqa: B027 - most groups do at once

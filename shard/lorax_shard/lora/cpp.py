@@ -21,10 +21,12 @@ from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend, 
 from lorax_shard.lora.host_rows import Extent, HostLines, HostRows, HostTable
 from lorax_shard.mixture.pairs import Pairs
 from lorax_shard.native import NativeFunction, load_library
+from lorax_shard.numbers import TYPES
 
 _SOURCE = Path(__file__).with_name("segments.cpp")
-# The fields of LoraCall.
+# The fields of LoraCall and of PackCall.
 _FIELDS = struct.Struct("=11q").pack
+_PACK_FIELDS = struct.Struct("=7q").pack
 _LAYOUT = "cpp.layout"
 _KERNEL = "lorax_lora_apply"
 
@@ -137,6 +139,15 @@ class CppGroup(LoraGroup):
         return found.data_ptr()
 
 
+def pack(matrix: torch.Tensor, panels: torch.Tensor) -> None:
+    """Write a matrix (r x n, any strides) in panels into a contiguous one of its shape and type."""
+    _library().pack(
+        _PACK_FIELDS(
+            matrix.data_ptr(), panels.data_ptr(), TYPES[matrix.dtype], *matrix.shape, *matrix.stride()
+        )
+    )  # fmt: skip
+
+
 class CppLora(LoraBackend):
     """Needs a CPU, float32 and a C++ compiler."""
 
@@ -166,6 +177,11 @@ class CppLora(LoraBackend):
             return str(error)
         return None
 
+    @property
+    def pack(self) -> Callable[[torch.Tensor, torch.Tensor], None]:
+        """Return what writes matrices in panels."""
+        return pack
+
     def reserve(self, num_slots: int, device: torch.device) -> None:
         """Nothing to do: lines are found through an address that stays."""
 
@@ -194,6 +210,8 @@ class _Library(NamedTuple):
     apply: NativeFunction
     # Writes the rows of a step, in this thread.
     lay_out: Callable[[bytes], None]
+    # Writes a matrix in panels, in this thread.
+    pack: Callable[[bytes], None]
 
 
 @functools.cache
@@ -202,6 +220,7 @@ def _library() -> _Library:
     library, reason = load_library(_SOURCE)
     if library is None:
         raise OSError(reason)
-    lay_out: Any = library.lorax_lora_lay_out
-    lay_out.argtypes, lay_out.restype = (ctypes.c_char_p,), None
-    return _Library(NativeFunction(library, _KERNEL, is_by_row=True), lay_out)
+    others: list[Any] = [library.lorax_lora_lay_out, library.lorax_lora_pack]
+    for function in others:
+        function.argtypes, function.restype = (ctypes.c_char_p,), None
+    return _Library(NativeFunction(library, _KERNEL, is_by_row=True), *others)

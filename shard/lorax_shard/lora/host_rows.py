@@ -19,6 +19,8 @@ from lorax_shard.numbers import TYPES
 # The fields of LayoutCall.
 _FIELDS = struct.Struct("=8q").pack
 _FIRST_LINES = 8
+# Added to the type of a matrix that lies in panels.
+_IN_PANELS = 8
 # Numbers in a line: of A, and of each member.
 _OF_A, _OF_MEMBER = 3, 6
 # Shrunk rows begin at multiples of so many numbers: a cache line.
@@ -146,13 +148,14 @@ class HostLines:
 
     @staticmethod
     def _line(weights: GroupWeights) -> list[int]:
-        line = [weights.a.data_ptr(), weights.a.shape[0], TYPES[weights.a.dtype]]
+        form = _IN_PANELS if weights.in_panels else 0
+        line = [weights.a.data_ptr(), weights.a.shape[0], TYPES[weights.a.dtype] + form]
         scales = weights.scales or (1.0,) * len(weights.b)
         for start, b, scale in zip(weights.offsets, weights.b, scales, strict=True):
             if b is None:
                 line += [0] * _OF_MEMBER
             else:
-                numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], TYPES[b.dtype])
+                numbers = (b.data_ptr(), b.shape[0], start, b.shape[1], TYPES[b.dtype] + form)
                 line += [*numbers, _bits(scale)]
         return line
 

@@ -87,8 +87,9 @@ class LoraModel:
         self._current = CurrentStep()
         members = list(find_groups(self.sites))
         self._preparer = Preparer(
-            self.sites, members, dtype, device, cut, keeps_stored=backend.keeps_stored
-        )
+            self.sites, members, dtype, device, cut,
+            keeps_stored=backend.keeps_stored, pack=backend.pack,
+        )  # fmt: skip
         self._routers = {
             site.name: RouterPatch(site, self._current, backend)
             for site in self._of_kind(Kind.ROUTER)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lorax_shard.lora.arena import gather
+from lorax_shard.lora.arena import Copy, gather
 from lorax_shard.lora.prepared import PreparedAdapter
 
 # Bytes of the pinned buffer: adapters of usual ranks are a copy or two.
@@ -46,18 +46,27 @@ class Placement(ABC):
 class HostPlacement(Placement):
     """Gathers the matrices of all groups; what is read rarely stays where it is.
 
-    With ``keeps_stored`` the matrices keep the types that they come with.
+    With ``keeps_stored`` the matrices keep the types that they come with. ``pack`` writes them in
+    panels.
     """
 
-    def __init__(self, dtype: torch.dtype, *, keeps_stored: bool = False) -> None:
+    def __init__(
+        self, dtype: torch.dtype, *, keeps_stored: bool = False, pack: Copy | None = None
+    ) -> None:
         super().__init__(dtype)
         self._low_rank_dtype = None if keeps_stored else dtype
+        self._pack = pack
 
     def place(self, adapter: PreparedAdapter) -> PreparedAdapter:
         """Return the adapter with its low-rank matrices in one mapping."""
         low_rank = (adapter.groups, adapter.routers)
-        matrices = iter(gather(list(_tensors(low_rank)), self._low_rank_dtype))
+        matrices = iter(gather(list(_tensors(low_rank)), self._low_rank_dtype, self._pack))
         groups, routers = _mapped(low_rank, lambda _: next(matrices))
+        if self._pack is not None:
+            groups, routers = (
+                {key: replace(each, in_panels=True) for key, each in part.items()}
+                for part in (groups, routers)
+            )
         others = replace(adapter, groups={}, routers={}, experts={})
         rest: PreparedAdapter = _mapped(others, self._cast)
         # Those of experts were put in memory of their own when they were made.
@@ -158,11 +167,15 @@ class DevicePlacement(Placement):
 
 
 def make_placement(
-    dtype: torch.dtype, device: torch.device, *, keeps_stored: bool = False
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keeps_stored: bool = False,
+    pack: Copy | None = None,
 ) -> Placement:
-    """Return how adapters get to a device; on a CPU their matrices may keep their types."""
+    """Return how adapters get to a device; on a CPU their matrices may keep types, and be packed."""
     if device.type == "cpu":
-        return HostPlacement(dtype, keeps_stored=keeps_stored)
+        return HostPlacement(dtype, keeps_stored=keeps_stored, pack=pack)
     return DevicePlacement(dtype, device)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from lorax_shard.lora.arena import stack
+from lorax_shard.lora.arena import Copy, stack
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.errors import AdapterMismatchError
@@ -52,10 +52,11 @@ class Preparer:
         cut: Cut | None = None,
         *,
         keeps_stored: bool = False,
+        pack: Copy | None = None,
     ) -> None:
         self._sites, self._groups = sites, groups
         self._dtype, self._keeps_stored = dtype, keeps_stored
-        self._placement = make_placement(dtype, device, keeps_stored=keeps_stored)
+        self._placement = make_placement(dtype, device, keeps_stored=keeps_stored, pack=pack)
         self._cut = cut
 
     @torch.inference_mode()

@@ -3,8 +3,8 @@
 // Rows are grouped by adapter slot: group g has slot slots[g] and the rows
 // rows[starts[g]] .. rows[starts[g + 1] - 1]. What a slot holds stands in a table of
 // numbers, one line a slot (see Line below), so that nothing is looked up from outside.
-//   shrink: h[i]       = scale * (x[rows[i]] . A^T)    A: R x in
-//   expand: y[rows[i]] += h[i, part] . B               B: r x out
+//   shrink: h[i]       = x[rows[i]] . A^T              A: R x in
+//   expand: y[rows[i]] += scale * h[i, part] . B       B: r x out
 // Each matrix is read where it lies, once for up to block_rows rows that share it.
 //
 // What a row gets does not depend on the rows beside it nor on threads: each sum has one
@@ -17,9 +17,12 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../numbers/dots.h"
+#include "panels.h"
 
 namespace {
+
+// What is added to the type of a matrix that lies in panels.
+constexpr int64_t in_panels = 8;
 
 // A line: address of A, R, type of A, then for each member: address of B, r, where it begins in
 // R, out, type of B, scale (a double). A slot that is not loaded has R = 0; a member without a
@@ -36,6 +39,13 @@ struct Line {
     int64_t offset(int64_t member) const { return of(member)[2]; }
     int64_t width(int64_t member) const { return of(member)[3]; }
     int64_t b_type(int64_t member) const { return of(member)[4]; }
+    // Where B of the last of some members ends that has one.
+    const char* end(int64_t num_members) const {
+        while (num_members > 1 && rank(num_members - 1) == 0) --num_members;
+        const int64_t last = num_members - 1;
+        const int64_t bytes = b_type(last) % in_panels == is_float32 ? 4 : 2;
+        return static_cast<const char*>(b(last)) + rank(last) * width(last) * bytes;
+    }
     float scale(int64_t member) const {
         double scale;
         std::memcpy(&scale, of(member) + 5, sizeof scale);
@@ -68,110 +78,16 @@ constexpr int64_t no_line[2] = {0, 0};
 
 // Rows for which a matrix is read once: their inputs stay in the second cache.
 constexpr int64_t block_rows = 48;
-// Up to here memory sets the pace.
+// Up to here memory sets the pace, and is asked for where the thread reads next.
 constexpr int64_t few_rows = 4;
-// Of so many rows a matrix is one stream whose results are stored with every rank; of more, up to
-// few_rows, it is several, and results are stored less often. How far ahead memory is asked for, in
-// bytes: matrices are too short for the processor to get going. Measured on Intel's cores with
-// matrix tiles, and on AMD's Zen 5.
-#if defined(__AMX_TILE__)
-constexpr int64_t one_stream_rows = 0, ahead = 4096;
-#else
-constexpr int64_t one_stream_rows = 2, ahead = 8192;
-#endif
-constexpr int ranks_at_once = 4, vectors_at_once = 8;
-template <class E>
-constexpr int64_t lead = ahead / int64_t{sizeof(E)};
 
-// Memory is asked for ahead of what is read, up to an address; from there on elsewhere, where the
-// thread reads next: matrices of one adapter follow each other, those of the next lie apart.
-struct Jump {
-    const char* from;
-    int64_t distance;
-    void ask_for(const void* at) const {
-        const char* there = static_cast<const char*>(at) + ahead;
-        __builtin_prefetch(there < from ? there : there + distance);
-    }
-};
-
-template <class E, int RANKS>
-inline void shrink_ranks(const E* a, int64_t n, float scale, const float* const* x,
-                         float* const* h, int64_t count) {
-    int64_t row = 0;
-    for (; row + rows_at_once <= count; row += rows_at_once)
-        dots<E, RANKS, rows_at_once>(a, n, row ? 0 : lead<E>, scale, x + row, h + row);
-    for (; row < count; ++row) dots<E, RANKS, 1>(a, n, row ? 0 : lead<E>, scale, x + row, h + row);
-}
-
-// VECTORS * num_lanes columns of some output rows, kept in registers over all ranks. The first
-// rows of a block ask for the next columns of B.
-template <class E, int VECTORS, int ROWS>
-inline void add_columns(const E* b, int64_t rank, int64_t width, bool is_first,
-                        const float* const* h, float* const* y, int64_t column) {
-    constexpr int64_t size = VECTORS * num_lanes;
-    Lanes sums[ROWS][VECTORS];
-    for (int row = 0; row < ROWS; ++row)
-        for (int v = 0; v < VECTORS; ++v) sums[row][v] = lanes_at(y[row] + column + v * num_lanes);
-    b += column;
-    for (int64_t j = 0; j < rank; ++j, b += width) {
-        for (int64_t at = 0; is_first && at < size; at += line_size<E>)
-            __builtin_prefetch(b + size + at);
-        for (int v = 0; v < VECTORS; ++v) {
-            const Lanes values = load(b + v * num_lanes);
-            for (int row = 0; row < ROWS; ++row) sums[row][v] += values * h[row][j];
-        }
-    }
-    for (int row = 0; row < ROWS; ++row)
-        for (int v = 0; v < VECTORS; ++v) lanes_at(y[row] + column + v * num_lanes) = sums[row][v];
-}
-
-template <class E, int VECTORS>
-inline void add_to_rows(const E* b, int64_t rank, int64_t width, const float* const* h,
-                        float* const* y, int64_t count, int64_t column) {
-    int64_t row = 0;
-    for (; row + 2 <= count; row += 2)
-        add_columns<E, VECTORS, 2>(b, rank, width, row == 0, h + row, y + row, column);
-    if (row < count)
-        add_columns<E, VECTORS, 1>(b, rank, width, row == 0, h + row, y + row, column);
-}
-
-// RANKS ranks' part of whole registers of columns, for few rows: B is read from its begin to its
-// end, and what lies in the cache, y, is what is read again and again.
-template <class E, int RANKS, int ROWS>
-inline void stream_ranks(const E* b, int64_t width, const float* const* h, int64_t j,
-                         float* const* y, int64_t first, int64_t last, Jump jump) {
-    Lanes factors[ROWS][RANKS];
-    for (int row = 0; row < ROWS; ++row)
-        for (int rank = 0; rank < RANKS; ++rank) factors[row][rank] = Lanes{} + h[row][j + rank];
-    b += j * width;
-    const auto add_at = [&](int64_t column) {
-        Lanes values[RANKS];
-        for (int rank = 0; rank < RANKS; ++rank) values[rank] = load(b + rank * width + column);
-        for (int row = 0; row < ROWS; ++row) {
-            Lanes sum = lanes_at(y[row] + column);
-            for (int rank = 0; rank < RANKS; ++rank) sum += values[rank] * factors[row][rank];
-            lanes_at(y[row] + column) = sum;
-        }
-    };
-    int64_t column = first;
-    for (; column + line_size<E> <= last; column += line_size<E>) {
-        for (int rank = 0; rank < RANKS; ++rank) jump.ask_for(b + rank * width + column);
-        for (int64_t at = column; at < column + line_size<E>; at += num_lanes) add_at(at);
-    }
-    for (; column + num_lanes <= last; column += num_lanes) add_at(column);
-}
-
-// The last columns, fewer than a register holds.
-template <class E>
-inline void add_rest(const E* b, int64_t rank, int64_t width, const float* const* h,
-                     float* const* y, int64_t count, int64_t column, int64_t last) {
-    const int64_t size = last - column;
-    for (int64_t row = 0; row < count; ++row) {
-        Lanes sum = load_some(y[row] + column, size);
-        for (int64_t j = 0; j < rank; ++j)
-            sum += load_some(b + j * width + column, size) * h[row][j];
-        std::memcpy(y[row] + column, &sum, size * sizeof(float));
-    }
+// Calls `use` with the address of a matrix and whether it lies in panels.
+template <class Use>
+inline void with_matrix(int64_t type, const void* at, Use use) {
+    if (type == in_panels + is_bfloat16)
+        use(static_cast<const Zipped*>(at), true);
+    else
+        with_type(type % in_panels, at, [&](auto* known) { use(known, type >= in_panels); });
 }
 
 // Some rows of one slot: what is read together.
@@ -202,8 +118,10 @@ namespace {
 // One call's work on one block of rows.
 class Rows {
    public:
-    Rows(const LoraCall& call, const Block& block) : call(call), line(block.line),
-        count(block.count), width_in(call.table->width_in) {
+    // `next` is what this thread reads after it, as far as that is known, or null.
+    Rows(const LoraCall& call, const Block& block, const void* next = nullptr)
+        : call(call), line(block.line), count(block.count), width_in(call.table->width_in),
+          jump(next ? Jump::to(next, line.end(call.first_member + call.num_members)) : Jump()) {
         const Layout& layout = *call.layout;
         for (int64_t i = 0; i < count; ++i) {
             const int64_t row = layout.rows[block.first + i];
@@ -213,93 +131,61 @@ class Rows {
         }
     }
 
-    // Ranks [first, last) of all members.
+    // Ranks [first, last) of all members; `first` begins a panel.
     void shrink(int64_t first, int64_t last) const {
-        for (int64_t member = 0; member < call.table->num_members; ++member) {
-            const int64_t begin = line.offset(member), end = begin + line.rank(member);
-            const int64_t from = std::max(first, begin), to = std::min(last, end);
-            if (from >= to) continue;
-            const float scale = line.scale(member);
-            with_type(line.type(), line.a(), [&](auto* a) { shrink(a, scale, from, to); });
-        }
+        last = std::min(last, line.num_ranks());
+        with_matrix(line.type(), line.a(), [&](auto* a, bool is_packed) {
+            for (int64_t rank = first; rank < last; rank += panel_ranks)
+                shrink(Panel(a, rank, line.num_ranks(), width_in, is_packed), rank);
+        });
     }
 
-    // Columns [first, last) of a member. Its B is followed by the next member's, or by what lies at
-    // `next`, unless that is null.
-    void expand(int64_t member, int64_t first, int64_t last, const void* next = nullptr) const {
-        with_type(line.b_type(member), line.b(member),
-                  [&](auto* b) { expand(b, member, first, last, next); });
+    // Columns [first, last) of a member, which begin a block.
+    void expand(int64_t member, int64_t first, int64_t last) const {
+        with_matrix(line.b_type(member), line.b(member), [&](auto* b, bool is_packed) {
+            const int64_t rank = line.rank(member), width = line.width(member);
+            for (int64_t from = 0; from < rank; from += panel_ranks)
+                expand(Panel(b, from, rank, width, is_packed), member, from, first, last);
+        });
     }
 
    private:
     template <class E>
-    void shrink(const E* a, float scale, int64_t first, int64_t last) const {
+    void shrink(const Panel<E>& panel, int64_t rank) const {
         float* out[block_rows];
-        for (int64_t rank = first, size; rank < last; rank += size) {
-            const E* from = a + rank * width_in;
-            for (int64_t i = 0; i < count; ++i) out[i] = h[i] + rank;
-            size = 1;
-            if (count <= few_rows && (count <= one_stream_rows || rank + 2 > last)) {
-                with_few(count, [&](auto rows) {
-                    dots<E, 1, rows()>(from, width_in, lead<E>, scale, x, out);
-                });
-            } else if (count <= few_rows) {
-                // Inputs that are read for several ranks at once are read less often.
-                size = 2;
-                with_few(count, [&](auto rows) {
-                    dots<E, 2, rows()>(from, width_in, lead<E>, scale, x, out);
-                });
-            } else if (rank + ranks_at_once <= last) {
-                size = ranks_at_once;
-                shrink_ranks<E, ranks_at_once>(from, width_in, scale, x, out, count);
-            } else {
-                shrink_ranks<E, 1>(from, width_in, scale, x, out, count);
-            }
-        }
+        for (int64_t i = 0; i < count; ++i) out[i] = h[i] + rank;
+        with_rows(count, [&](auto rows, int64_t row) {
+            with_tiles<rows()>(panel.ranks, [&](auto ranks, int64_t at) {
+                shrink_tile<E, ranks(), rows()>(panel, at, row ? nullptr : &jump, x + row, out + row);
+            });
+        });
     }
 
     template <class E>
-    void expand(const E* b, int64_t member, int64_t first, int64_t last, const void* next) const {
-        const int64_t rank = line.rank(member), width = line.width(member);
+    void expand(const Panel<E>& panel, int64_t member, int64_t rank, int64_t first,
+                int64_t last) const {
+        const float scale = line.scale(member);
         const float* left[block_rows];
         float* out[block_rows];
         for (int64_t i = 0; i < count; ++i) {
-            left[i] = h[i] + line.offset(member);
+            left[i] = h[i] + line.offset(member) + rank;
             out[i] = y[i] + call.columns[member - call.first_member];
         }
-        int64_t column = first;
-        if (count <= few_rows) {
-            column += (last - first) / num_lanes * num_lanes;
-            const char* end = reinterpret_cast<const char*>(b + rank * width);
-            const Jump jump{end, next ? static_cast<const char*>(next) - end : 0};
-            expand_few(b, rank, width, left, out, first, column, jump);
-        }
-        constexpr int64_t step = vectors_at_once * num_lanes;
-        for (; column + step <= last; column += step)
-            add_to_rows<E, vectors_at_once>(b, rank, width, left, out, count, column);
-        for (; column + num_lanes <= last; column += num_lanes)
-            add_to_rows<E, 1>(b, rank, width, left, out, count, column);
-        if (column < last) add_rest(b, rank, width, left, out, count, column, last);
-    }
-
-    template <class E>
-    void expand_few(const E* b, int64_t rank, int64_t width, const float* const* left,
-                    float* const* out, int64_t first, int64_t last, Jump jump) const {
-        int64_t j = 0;
-        // Outputs of several rows are stored less often, at the price of several streams.
-        for (; count > one_stream_rows && j + ranks_at_once <= rank; j += ranks_at_once)
-            with_few(count, [&](auto rows) {
-                stream_ranks<E, ranks_at_once, rows()>(b, width, left, j, out, first, last, jump);
+        with_rows(count, [&](auto rows, int64_t row) {
+            with_tiles<rows()>(panel.ranks, [&](auto ranks, int64_t at) {
+                expand_tile<E, ranks(), rows()>(panel, at, first / block_size<E>,
+                                                last / block_size<E>, row ? nullptr : &jump, scale,
+                                                left + row, out + row);
             });
-        for (; j < rank; ++j)
-            with_few(count, [&](auto rows) {
-                stream_ranks<E, 1, rows()>(b, width, left, j, out, first, last, jump);
-            });
+        });
+        if (last > panel.rest_column())
+            for (int64_t i = 0; i < count; ++i) expand_rest(panel, scale, left[i], out[i]);
     }
 
     const LoraCall& call;
     const Line line;
     const int64_t count, width_in;
+    const Jump jump;
     const float* x[block_rows];
     float* y[block_rows];
     float* h[block_rows];
@@ -365,29 +251,31 @@ class Plan {
         if (!is_worth_threads()) {
 #pragma omp single
             run_blocks();
-        } else if (is_even(num_threads)) {
+        } else if (!is_even(num_threads)) {
+            run_pieces();
+        } else if (cost == most_cost * num_blocks) {
+            const int64_t thread = omp_get_thread_num();
+            run_blocks(num_blocks * thread / num_threads, num_blocks * (thread + 1) / num_threads);
+#pragma omp barrier
+        } else {
             Blocks blocks(call), nexts(call);
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t number = 0; number < num_blocks; ++number)
-                run_block(blocks.at(number), nexts.at(std::min(number + num_threads, num_blocks - 1)));
-        } else {
-            run_pieces();
+            for (int64_t number = 0; number < num_blocks; ++number) {
+                const int64_t next = std::min(number + num_threads, num_blocks - 1);
+                run_block(blocks.at(number), nexts.at(next).line.a());
+            }
         }
     }
 
     // In one thread.
-    void run_blocks() const {
-        Blocks blocks(call), nexts(call);
-        for (int64_t number = 0; number < num_blocks; ++number)
-            run_block(blocks.at(number), nexts.at(std::min(number + 1, num_blocks - 1)));
-    }
+    void run_blocks() const { run_blocks(0, num_blocks); }
 
    private:
     // Multiplications that are not worth waking threads for.
     static constexpr int64_t too_little = 16384;
     // To read a matrix takes as long as to multiply it by so many rows.
     static constexpr int64_t rows_of_reading = 4;
-    static constexpr int64_t ranks_a_piece = 8, columns_a_piece = 256;
+    static constexpr int64_t ranks_a_piece = panel_ranks, columns_a_piece = 256;
 
     int64_t end_member() const { return call.first_member + call.num_members; }
 
@@ -413,15 +301,23 @@ class Plan {
         return longest * 8 <= cost * 9;
     }
 
-    // `next` is the one that this thread computes after it, as far as that is known.
-    void run_block(const Block& block, const Block& next) const {
-        const Rows rows(call, block);
-        if (call.x) rows.shrink(0, block.line.num_ranks());
-        for (int64_t member = call.first_member; member < end_member(); ++member) {
-            if (block.line.rank(member) == 0) continue;
-            const bool is_last = member + 1 == end_member() && next.line.at != block.line.at;
-            rows.expand(member, 0, block.line.width(member), is_last ? next.line.a() : nullptr);
+    // Behind the last of them a thread reads on where the first one ends: there lies what the same
+    // adapter has for the next group of linears.
+    void run_blocks(int64_t first, int64_t last) const {
+        Blocks blocks(call), nexts(call);
+        const void* behind = nullptr;
+        for (int64_t number = first; number < last; ++number) {
+            const Block block = blocks.at(number);
+            if (number == first) behind = block.line.end(end_member());
+            run_block(block, number + 1 < last ? nexts.at(number + 1).line.a() : behind);
         }
+    }
+
+    void run_block(const Block& block, const void* next) const {
+        const Rows rows(call, block, next == block.line.a() ? nullptr : next);
+        if (call.x) rows.shrink(0, block.line.num_ranks());
+        for (int64_t member = call.first_member; member < end_member(); ++member)
+            if (block.line.rank(member)) rows.expand(member, 0, block.line.width(member));
     }
 
     // Few blocks, or some much larger than others: shared by ranks, then by columns.
@@ -506,6 +402,24 @@ extern "C" void lorax_lora_lay_out(const LayoutCall* call) {
         layout.starts[group] = layout.starts[group - 1];
     layout.starts[0] = 0;
     for (int64_t group = 0; group < layout.num_groups; ++group) group_of[layout.slots[group]] = -1;
+}
+
+// What Python hands over with a matrix that shall lie in panels.
+struct PackCall {
+    const void* from;
+    void* to;  // room for as many numbers
+    int64_t type;
+    int64_t num_ranks;
+    int64_t width;
+    int64_t to_rank, to_column;  // distances in `from`
+};
+
+extern "C" void lorax_lora_pack(const PackCall* call) {
+    with_type(call->type, call->from, [&](auto* from) {
+        typedef std::remove_const_t<std::remove_pointer_t<decltype(from)>> E;
+        pack(from, static_cast<E*>(call->to), call->num_ranks, call->width, call->to_rank,
+             call->to_column);
+    });
 }
 
 // Called by all threads of a team; outside of one it computes alone.

@@ -68,10 +68,18 @@ struct Float16 {
 
 inline Lanes load(const float* at) { return lanes_at(at); }
 
+#if defined(__AVX512F__)
+// One instruction each, of which GCC 12 makes five where it is left to itself.
+inline Lanes load(const BFloat16* at) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+}
+#else
 inline Lanes load(const BFloat16* at) {
     const Words words = __builtin_convertvector(*reinterpret_cast<const Halves*>(at), Words) << 16;
     return reinterpret_cast<const Lanes&>(words);
 }
+#endif
 
 #if defined(__AVX512F__)
 inline Lanes load(const Float16* at) {

@@ -12,7 +12,7 @@ from torch import nn
 
 from lorax_shard.lora.assignment import Assignment, FixedAssignment
 from lorax_shard.lora.backend import GroupWeights
-from lorax_shard.lora.cpp import CppGroup, CppLora
+from lorax_shard.lora.cpp import CppGroup, CppLora, pack
 from lorax_shard.lora.delta import HostAdapter, ModuleDelta
 from lorax_shard.lora.model import install
 from lorax_shard.native import NativeFunction
@@ -106,6 +106,42 @@ def test_siblings_that_lie_apart_get_the_bits_that_they_get_together() -> None:
     for member, part in enumerate(parts):
         loaded.group.expand(shrunk, member, part, rows)
     assert torch.equal(torch.cat(parts, dim=1), loaded.apply(x, y, slots))
+
+
+def packed(weights: GroupWeights) -> GroupWeights:
+    """Return the same in panels."""
+
+    def of(matrix: torch.Tensor) -> torch.Tensor:
+        panels = torch.empty_like(matrix)
+        pack(matrix, panels)
+        return panels
+
+    b = tuple(None if each is None else of(each) for each in weights.b)
+    return GroupWeights(of(weights.a), b, weights.scales, in_panels=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("width", "outs"), [(WIDTH, OUTS), (640, (640, 64, 32)), (15, (7, 1, 9))])
+def test_panels_change_no_bit(width: int, outs: tuple[int, ...], dtype: torch.dtype) -> None:
+    loaded, in_panels = Loaded(width, outs), Loaded(width, outs)
+    for slot, weights in enumerate(loaded.weights):
+        b = tuple(None if part is None else part.to(dtype) for part in weights.b)
+        narrow = GroupWeights(weights.a.to(dtype), b, (0.3, 2.0, -1.5))
+        for each, its in ((loaded, narrow), (in_panels, packed(narrow))):
+            each.group.unload(slot)
+            each.group.load(slot, its)
+    for slots in MIXES.values():
+        x, y = loaded.draw(len(slots), width), loaded.draw(len(slots), sum(outs))
+        assert torch.equal(in_panels.apply(x, y, slots), loaded.apply(x, y, slots))
+
+
+def test_panels_are_made_of_matrices_with_any_strides() -> None:
+    matrix = torch.randn(37, 75, generator=torch.Generator().manual_seed(0)).bfloat16()
+    panels = [torch.empty(75, 37, dtype=matrix.dtype) for _ in range(2)]
+    pack(matrix.T, panels[0])
+    pack(matrix.T.contiguous(), panels[1])
+    assert torch.equal(*panels)
+    assert torch.equal(panels[0].flatten().sort().values, matrix.flatten().sort().values)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
