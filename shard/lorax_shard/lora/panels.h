@@ -107,7 +107,9 @@ struct Panel {
     }
 };
 
-// As many sums as registers hold beside what is multiplied.
+// As many sums of a shrink as registers hold beside what is multiplied. Factors of an expansion are
+// read from the cache where there are more: outputs that are stored and read again soon after cost
+// more, as rows often lie at the same place of a page.
 #if defined(__AVX512F__)
 constexpr int most_rows_a_tile = 4, sums_a_tile = 16;
 #else
@@ -214,11 +216,11 @@ inline void expand_rest(const Panel<E>& panel, float scale, const float* h, floa
     }
 }
 
-// Calls `use` with as many ranks as a tile of so many rows has, until the panel has no more.
-template <int ROWS, class Use>
-inline void with_tiles(int64_t ranks, Use use) {
+// Calls `use` with up to MOST (4 or 8) ranks and the first of them, until a panel has no more.
+template <int MOST, class Use>
+inline void with_ranks(int64_t ranks, Use use) {
     int64_t rank = 0;
-    if constexpr (ranks_a_tile<ROWS> == 8)
+    if constexpr (MOST == 8)
         for (; rank + 8 <= ranks; rank += 8) use(std::integral_constant<int, 8>(), rank);
     for (; rank + 4 <= ranks; rank += 4) use(std::integral_constant<int, 4>(), rank);
     for (; rank < ranks; ++rank) use(std::integral_constant<int, 1>(), rank);

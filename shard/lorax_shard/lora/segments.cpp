@@ -155,7 +155,7 @@ class Rows {
         float* out[block_rows];
         for (int64_t i = 0; i < count; ++i) out[i] = h[i] + rank;
         with_rows(count, [&](auto rows, int64_t row) {
-            with_tiles<rows()>(panel.ranks, [&](auto ranks, int64_t at) {
+            with_ranks<ranks_a_tile<rows()>>(panel.ranks, [&](auto ranks, int64_t at) {
                 shrink_tile<E, ranks(), rows()>(panel, at, row ? nullptr : &jump, x + row, out + row);
             });
         });
@@ -172,7 +172,7 @@ class Rows {
             out[i] = y[i] + call.columns[member - call.first_member];
         }
         with_rows(count, [&](auto rows, int64_t row) {
-            with_tiles<rows()>(panel.ranks, [&](auto ranks, int64_t at) {
+            with_ranks<8>(panel.ranks, [&](auto ranks, int64_t at) {
                 expand_tile<E, ranks(), rows()>(panel, at, first / block_size<E>,
                                                 last / block_size<E>, row ? nullptr : &jump, scale,
                                                 left + row, out + row);
@@ -213,6 +213,9 @@ class Blocks {
         return call.layout->starts[group + 1] - call.layout->starts[group];
     }
 
+    // Of so many rows in so many blocks: about as many in each.
+    static int64_t rows_a_block(int64_t rows, int64_t count) { return (rows + count - 1) / count; }
+
     // How many blocks a group has.
     int64_t count(int64_t group) const {
         if (line_of(group).num_ranks() == 0) return 0;
@@ -221,9 +224,10 @@ class Blocks {
 
     Block at(int64_t number) {
         while (number >= before + count(group)) before += count(group++);
-        const int64_t start = call.layout->starts[group] + (number - before) * block_rows;
+        const int64_t rows = rows_a_block(num_rows(group), count(group));
+        const int64_t start = call.layout->starts[group] + (number - before) * rows;
         const int64_t left = call.layout->starts[group + 1] - start;
-        return Block{line_of(group), start, std::min(block_rows, left)};
+        return Block{line_of(group), start, std::min(rows, left)};
     }
 
    private:
@@ -289,7 +293,7 @@ class Plan {
         num_blocks += count;
         work += rows * size;
         cost += (rows + count * rows_of_reading) * size;
-        most_cost = std::max(most_cost, (std::min(rows, block_rows) + rows_of_reading) * size);
+        most_cost = std::max(most_cost, (Blocks::rows_a_block(rows, count) + rows_of_reading) * size);
     }
 
     // Whether whole blocks, taken one by one, keep all threads about equally busy. No thread has
