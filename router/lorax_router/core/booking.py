@@ -64,6 +64,12 @@ def accepted_drafts(outcome: StepOutcome) -> dict[RequestId, int]:
     return {row_id: num - 1 for row_id, num in columns if num > 1}
 
 
+def tells_only_tokens(outcome: StepOutcome) -> bool:
+    """Whether an outcome has a token for each of its rows, and no end or anything else."""
+    other = outcome.failed or outcome.inactive or outcome.num_drafted or any(outcome.finish)
+    return not other and outcome.num_tokens.count(1) == len(outcome.num_tokens)
+
+
 def reported_rows(outcome: StepOutcome) -> Iterable[RequestId]:
     """Return the rows of which an outcome has a token or an end."""
     return compress(outcome.row_ids, map(or_, outcome.num_tokens, outcome.finish))

@@ -88,6 +88,32 @@ class StepComposer:
             self._compose(builder)
             self._was_of_suspects = self._suspects.place(builder)
 
+    def place_ahead(self, builder: StepBuilder) -> bool:
+        """Place the rows that decode, while steps are in flight whose outcome will not change that.
+
+        False, and none is placed, where something else than an end might: prompts run, blocks may be
+        too few, rows take turns or compute as many tokens as drafts are right, are suspects or alone.
+        """
+        if self._batching != "mixed" or self._limits_reads or self._num_ahead:
+            return False
+        if self._suspects or self._isolation:
+            return False
+        decodes, prompts = _by_need(self._running.requests())
+        size = self._block_size
+        num_blocks = sum([each.num_scheduled == len(each.blocks) * size for each in decodes])
+        if prompts or not decodes or num_blocks > self._running.pool.num_free:
+            return False
+        builder.is_paced = True
+        self._place_decodes(builder, decodes)
+        return True
+
+    def complete(self, builder: StepBuilder) -> None:
+        """Let those in that wait by now, beside the rows that were placed ahead."""
+        self._was_of_suspects = False
+        self._holds_patient = False
+        self._num_held = 0
+        self._place_prompts(builder, [], self._running.num_preemptions)
+
     def _compose(self, builder: StepBuilder) -> None:
         rows = self._running.requests()
         if self._suspects:

@@ -78,6 +78,10 @@ class Isolation:
         self._depth = depth
         self._struck: dict[RequestId, _Struck] = {}
 
+    def __bool__(self) -> bool:
+        """Whether anybody is remembered."""
+        return bool(self._struck)
+
     def lost(self, steps: Iterable[StepInFlight], *, is_quiet: bool) -> dict[RequestId, str]:
         """The shards are lost with these steps; return who ends by that, and why, in words.
 

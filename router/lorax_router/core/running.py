@@ -11,6 +11,7 @@ from lorax_router.core.host_tier import HostTier, KeptTokens
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.prefix import PrefixIndex
 from lorax_router.core.request import RequestState, Status
+from lorax_router.core.step_builder import StepBuilder
 
 # Rows that gave way so often are left alone by those who take their share.
 MAX_YIELDS = 3
@@ -46,6 +47,9 @@ class RunningRows:
         self._policy = policy
         self._adapters = adapters
         self._requests: dict[RequestId, RequestState] = {}
+        # The next step, if rows that go on have their places in it already: whoever does not is taken
+        # out of it.
+        self.ahead: StepBuilder | None = None
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -79,9 +83,17 @@ class RunningRows:
 
     def leave(self, request: RequestState) -> None:
         """A running request is over: free what it holds."""
+        if self.ahead is not None:
+            self.ahead.take_out(request)
         del self._requests[request.request_id]
         self._free(request)
         self.drop.append(request.request_id)
+
+    def take_back(self) -> None:
+        """Nobody goes on in the next step as it was placed ahead: it is planned as a whole."""
+        ahead, self.ahead = self.ahead, None
+        for row in reversed(ahead.rows) if ahead is not None else ():
+            ahead.take_out(row.request)
 
     def num_to_compute(self, request: RequestState) -> int:
         """Return how many tokens of a waiting request are neither in the cache nor on their way."""
@@ -163,6 +175,8 @@ class RunningRows:
 
     def preempt(self, request: RequestState, now: float) -> None:
         """Have a running request give way; it waits to come back, or to be computed anew."""
+        if self.ahead is not None:
+            self.ahead.take_out(request)
         if self.tier is not None:
             self.tier.swap_out(request)
         self._vacate(request, now)

@@ -56,6 +56,7 @@ from lorax_router.core.booking import (
     book_computed,
     reported_rows,
     take_out_failed,
+    tells_only_tokens,
 )
 from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit
@@ -280,6 +281,7 @@ class Scheduler:
         if epoch == self.epoch:
             raise ValueError(f"epoch {epoch} is planned for already")
         blamed = self._isolation.lost(self._in_flight, is_quiet=is_quiet)
+        self._running.take_back()
         self._in_flight.clear()
         for request in self._requests.values():
             request.num_pending = 0
@@ -339,14 +341,56 @@ class Scheduler:
         self.deadlines.look(now, self._end)
         if len(self._in_flight) >= self.depth:
             return None
-        budget = self._new_budget(self.max_step_tokens, cost=self._cost.cost())
-        builder = StepBuilder(
-            self._next_seq, budget, self._running.pool, self.block_size, self.adapters, now
-        )
+        return self._plan(now)
+
+    def prepare(self, now: float) -> None:
+        """Give rows that decode their places in the next step while those in flight are computed.
+
+        The next plan is what it would have been: whoever ends, gives way or is cancelled meanwhile
+        is taken out, those that come are let in when it is made. Nothing is done where it could be
+        another one.
+        """
+        running = self._running
+        if running.ahead is not None or len(self._in_flight) < self.depth or len(self._policy):
+            return
+        builder = self._new_builder(now)
+        if self._composer.place_ahead(builder):
+            running.ahead = builder
+
+    def plan_behind(self, outcome: StepOutcome, now: float) -> StepPlan | None:
+        """Decide the next step before the outcome of the oldest one is applied, which is to follow.
+
+        None where it might be another one then: rows are not placed ahead, or one ends, or
+        somebody waits.
+        """
+        is_next = self._in_flight and self._in_flight[0].seq == outcome.seq
+        if self._running.ahead is None or len(self._policy) or not is_next:
+            return None
+        if not tells_only_tokens(outcome):
+            return None
+        self._now = now
+        return self._plan(now)
+
+    def _plan(self, now: float) -> StepPlan | None:
         if (orders := self._turns.plan(now)) is not None:
             self._activation.decided(orders)
-        self._composer.compose(builder, is_clear=not self._in_flight)
+        ahead, self._running.ahead = self._running.ahead, None
+        if ahead is None:
+            builder = self._new_builder(now)
+            self._composer.compose(builder, is_clear=not self._in_flight)
+        else:
+            builder = ahead
+            builder.go_on(now, self._budget())
+            self._composer.complete(builder)
         return self._finish_plan(builder)
+
+    def _new_builder(self, now: float) -> StepBuilder:
+        return StepBuilder(
+            self._next_seq, self._budget(), self._running.pool, self.block_size, self.adapters, now
+        )
+
+    def _budget(self) -> StepBudget:
+        return self._new_budget(self.max_step_tokens, cost=self._cost.cost())
 
     def _finish_plan(self, builder: StepBuilder) -> StepPlan | None:
         """Put what goes beside the rows into a plan; None if there is nothing in it."""
@@ -376,6 +420,7 @@ class Scheduler:
             expected = self._in_flight[0].seq if self._in_flight else None
             raise ProtocolError(f"outcome of step {outcome.seq} came, {expected} is next")
         if outcome.failed:
+            self._running.take_back()
             self._suspects.accuse(take_out_failed(self._in_flight, set(outcome.failed)))
         step = self._in_flight.popleft()
         self._suspects.acquit(step)
@@ -485,9 +530,13 @@ class Scheduler:
         self._running.check()
         if len(self._running) + len(self._policy) != len(self._requests):
             raise AssertionError("a request is neither running nor waiting, or both")
-        if len(self._running) > self.max_rows or len(self._in_flight) > self.depth:
+        # One of them may be computed, and not applied yet.
+        if len(self._running) > self.max_rows or len(self._in_flight) > self.depth + 1:
             raise AssertionError("more rows or steps than allowed")
-        awaited = [row.request for step in self._in_flight for row in step.rows if row.reports]
+        placed = [row for step in self._in_flight for row in step.rows]
+        if self._running.ahead is not None:
+            placed += self._running.ahead.rows
+        awaited = [row.request for row in placed if row.reports]
         for request in self._requests.values():
             request.check(awaited.count(request), self.block_size)
         rows = [row.request for step in self._in_flight for row in step.rows]

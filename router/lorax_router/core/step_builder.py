@@ -96,8 +96,8 @@ class StepBuilder:
         self._pool = pool
         self._block_size = block_size
         self._known_adapters = adapters
-        # In this step.
-        self._adapters: dict[AdapterHandle, None] = {}
+        # In this step, and of how many rows.
+        self._adapters: dict[AdapterHandle, int] = {}
         self._token_ranks = 0
         self._attended = 0
         # Seconds that long prompts may add to it; None: as many as there are.
@@ -306,7 +306,7 @@ class StepBuilder:
         self._attended += num * request.num_scheduled - num * (num - 1) // 2
         adapter = request.spec.adapter
         if adapter != BASE_ADAPTER:
-            self._adapters[adapter] = None
+            self._adapters[adapter] = self._adapters.get(adapter, 0) + 1
             self._token_ranks += num * self._known_adapters[adapter].rank
 
     def decode(self, requests: Sequence[RequestState]) -> None:
@@ -329,10 +329,41 @@ class StepBuilder:
             kv_read += num_scheduled
             adapter = request.spec.adapter
             if adapter != BASE_ADAPTER:
-                self._adapters[adapter] = None
+                self._adapters[adapter] = self._adapters.get(adapter, 0) + 1
                 self._token_ranks += self._known_adapters[adapter].rank
         num = len(requests)
         plan.num_tokens += [1] * num
         plan.num_new_blocks += [0] * num
         self.budget -= num
         self.kv_read += kv_read
+
+    # --- a step that is placed ahead ----------------------------------------------------
+
+    def go_on(self, now: float, budget: StepBudget) -> None:
+        """Complete it now, with what is known of prices by now."""
+        self.now, self._budget = now, budget
+
+    def take_out(self, request: RequestState) -> None:
+        """A row that was placed to decode a token does not go on: as if it never was."""
+        plan, request_id = self.plan, request.request_id
+        if request_id not in plan.row_ids:
+            return
+        index = plan.row_ids.index(request_id)
+        row = self.rows.pop(index)
+        del plan.row_ids[index], plan.num_tokens[index]
+        if plan.num_new_blocks.pop(index):
+            del plan.new_blocks[sum(plan.num_new_blocks[:index])]
+            self._pool.release([request.blocks.pop()], 0)
+            self._attended -= request.num_scheduled
+        self.budget += 1
+        self.kv_read -= request.num_scheduled
+        request.num_scheduled -= 1
+        request.num_pending -= row.reports
+        # It was in none behind that one.
+        request.last_step = plan.seq - 1
+        adapter = request.spec.adapter
+        if adapter != BASE_ADAPTER:
+            self._token_ranks -= self._known_adapters[adapter].rank
+            self._adapters[adapter] -= 1
+            if not self._adapters[adapter]:
+                del self._adapters[adapter]

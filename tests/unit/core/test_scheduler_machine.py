@@ -83,6 +83,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         passes_per_failure=st.integers(2, 12),
         few_host_blocks=st.integers(0, 8),
         keeps_evicted=st.booleans(),
+        turns_ahead=st.booleans(),
     )
     def start(
         self,
@@ -95,6 +96,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         passes_per_failure: int,
         few_host_blocks: int,
         keeps_evicted: bool,
+        turns_ahead: bool,
     ) -> None:
         """Make a scheduler and its shard."""
         self.sizes = (num_blocks, block_size)
@@ -138,6 +140,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         # Adapters that are known not to have taken effect.
         self.inactive: set[AdapterHandle] = set()
         self.touched = TouchedBlocks(self.sizes[1], self.num_host_blocks, self.counts)
+        self.turns_ahead = turns_ahead
 
     @rule(
         requests=st.lists(
@@ -220,10 +223,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         gave_way = self.scheduler.stats().num_preemptions - before
         self.counts["preemptions"] = self.counts.get("preemptions", 0) + gave_way
         if plan is not None:
-            self.counts["plans"] = self.counts.get("plans", 0) + 1
-            self.plans.append(plan)
-            self.touched.planned(plan)
-            self._note_activations(plan)
+            self._planned(plan)
+
+    def _planned(self, plan: StepPlan) -> None:
+        self.counts["plans"] = self.counts.get("plans", 0) + 1
+        self.plans.append(plan)
+        self.touched.planned(plan)
+        self._note_activations(plan)
 
     def _take_late(self) -> None:
         """Whoever ends has a deadline; whoever is past it ends."""
@@ -342,6 +348,23 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.received[request_id] += new
                 self._verify(request_id, FinishCode(finish))
 
+    @precondition(lambda self: self.outcomes)
+    @rule()
+    def apply_behind(self) -> None:
+        """The next step is planned and runs before the oldest outcome is booked, if that may be."""
+        plan = self.scheduler.plan_behind(self.outcomes[0], self.now)
+        if plan is not None:
+            self.counts["plans behind"] = self.counts.get("plans behind", 0) + 1
+            self._planned(plan)
+            self._take_orders()
+            self.scheduler.check()
+        self.apply()
+
+    @rule()
+    def prepare(self) -> None:
+        """Rows that go on have their places in the next step, if no other step is to be made before."""
+        self.scheduler.prepare(self.now)
+
     def _note_inactive(self, outcome: StepOutcome) -> None:
         self.inactive |= outcome.inactive.keys()
         self.counts["inactive"] = self.counts.get("inactive", 0) + len(outcome.inactive)
@@ -363,10 +386,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _turn(self) -> None:
         num_before = self.scheduler.num_in_flight
         self.plan()
+        if self.turns_ahead:
+            self.prepare()
         while self.plans:
             self.run()
         if self.scheduler.num_in_flight in (self.depth, num_before) and self.outcomes:
-            self.apply()
+            (self.apply_behind if self.turns_ahead else self.apply)()
         self.scheduler.check()
 
     @rule(num_blocks=st.integers(2, 9), max_bytes=st.integers(1, 6))
@@ -492,3 +517,4 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
     assert counts["prompts only"] > 0
     assert bool(num_host_blocks) == bool(counts["swaps"]) == bool(counts["brought back"])
     assert counts["failed passes"] > 0
+    assert counts["plans behind"] > 0

@@ -1,8 +1,8 @@
 """The engine loop: plan, run, apply, around one scheduler and one shard group.
 
-The only owner of the scheduler. Plans are sent as soon as they can be made; tokens
-of the step before are published to their streams after the next step is on its way,
-so that clients never delay the shards.
+The only owner of the scheduler. Plans are sent as soon as they can be made: where a step's outcome
+does not change the next one, before it is applied. Its tokens are published to their streams after
+the next step is on its way, so that clients never delay the shards.
 
 When the shards are lost, scheduler and streams stay: what ran is computed again on the group
 that comes next, and each stream goes on with its next token.
@@ -62,6 +62,11 @@ logger = logging.getLogger(__name__)
 
 # How often turns of adapters are looked at while no step runs.
 _IDLE_TICK_S = 0.5
+
+
+# Turns of the event loop in which a step gets from its task into the socket: the task of the rank,
+# where there are several, begins in the next one, that of its call in the one behind that.
+_TURNS_TO_SEND = 3
 
 
 class _Sent(NamedTuple):
@@ -285,18 +290,21 @@ class EngineLoop:
 
     def _send_plans(self) -> None:
         while (plan := self._scheduler.plan(self._clock())) is not None:
-            now = perf_counter()
-            answer = asyncio.ensure_future(self._shards.step(plan))
-            method = "prefill" if plan.new_rows else "decode"
-            self._sent.append(_Sent(method, now, answer))
-            for row in plan.new_rows:
-                if stream := self._streams.get(row.spec.request_id):
-                    stream.cost.enters(now, row.num_cached)
-            # Behind the task that hands it to the transport: nobody waits for what is counted.
-            asyncio.get_running_loop().call_soon(self._observe_sent, plan)
+            self._send(plan)
         self._end_late()
         if self._orders is not None:
             self._orders.carry_out()
+
+    def _send(self, plan: StepPlan) -> None:
+        now = perf_counter()
+        answer = asyncio.ensure_future(self._shards.step(plan))
+        method = "prefill" if plan.new_rows else "decode"
+        self._sent.append(_Sent(method, now, answer))
+        for row in plan.new_rows:
+            if stream := self._streams.get(row.spec.request_id):
+                stream.cost.enters(now, row.num_cached)
+        # Behind the task that hands it to the transport: nobody waits for what is counted.
+        asyncio.get_running_loop().call_soon(self._observe_sent, plan)
 
     def _end_late(self) -> None:
         """End the requests that are too late, and tell their clients why."""
@@ -314,7 +322,11 @@ class EngineLoop:
         except Exception:
             self._observe_done(sent, ok=False)
             raise
+        received_at = perf_counter()
         self._sent.popleft()
+        if (plan := self._scheduler.plan_behind(outcome, self._clock())) is not None:
+            self._send(plan)
+            await _handed_over()
         for handle, text in outcome.inactive.items():
             logger.warning("adapter %d did not take effect: %s", handle, text)
         if outcome.failed:
@@ -322,16 +334,17 @@ class EngineLoop:
                 "step %d: a pass failed (%s); its %d rows are computed again, in halves",
                 outcome.seq, outcome.failure, len(outcome.failed),
             )  # fmt: skip
-        received_at = perf_counter()
         accepted = self._scheduler.apply(outcome, self._clock())
         self._send_plans()
-        # The step above is handed to the transport before clients get their tokens.
-        await asyncio.sleep(0)
+        if plan is None:
+            # The step above is on its way before clients get their tokens.
+            await _handed_over()
         for row_id, num in outcome.drafted.items():
             if (stream := self._streams.get(row_id)) is not None:
                 stream.cost.num_drafted += num
         self._publish(outcome, accepted, received_at)
         self._observe_done(sent, ok=True)
+        self._scheduler.prepare(self._clock())
 
     async def _rest(self) -> None:
         """Nothing to do: audit, then sleep until a request or an adapter comes."""
@@ -469,3 +482,9 @@ class EngineLoop:
             self._observer.step_done(
                 method=sent.method, duration_s=duration_s, ok=ok, stats=self.stats()
             )
+
+
+async def _handed_over() -> None:
+    """Return when steps that were just sent are with the transport."""
+    for _ in range(_TURNS_TO_SEND):
+        await asyncio.sleep(0)
