@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lorax_contract.step import (
@@ -24,43 +25,40 @@ from lorax_router.service.metrics.recorder import Metrics
 from lorax_router.shards.group import ShardGroup
 from lorax_router.shards.grpc_client import GrpcShardClient
 
-STEPS = (pb.DecodeRequest, pb.PrefillRequest)
+SERVICE = pb.DESCRIPTOR.services_by_name["LoraxService"].full_name
+STEPS = {
+    "Prefill": (pb.PrefillRequest, pb.PrefillResponse),
+    "Decode": (pb.DecodeRequest, pb.DecodeResponse),
+}
 
 
 class WatchedClient(GrpcShardClient):
-    """Notes what lies between a step's reply, read, and the next request, to be written."""
+    """Notes what lies between the bytes of a step's reply and those of the next request."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         # Seconds that passed, and seconds of the thread that all of it runs in: the same on a
         # machine that does nothing else.
         self.turns: list[tuple[float, float]] = []
-        self._replied_at = 0.0
-        self._thread_s = 0.0
-        self._codec_s = 0.0
+        self._replied = (0.0, 0.0)
+        for name, (request, reply) in STEPS.items():
+            call = self._channel.unary_unary(
+                f"/{SERVICE}/{name}",
+                request_serializer=partial(self._written, request.SerializeToString),
+                response_deserializer=partial(self._read, reply.FromString),
+            )
+            setattr(self._stub, name, call)
 
-    async def _call(
-        self, method: Callable[..., Awaitable[Any]], request: Any, *args: Any, **options: Any
-    ) -> Any:
-        if not isinstance(request, STEPS):
-            return await super()._call(method, request, *args, **options)
-        if self._replied_at:
-            passed_s = time.perf_counter() - self._replied_at
-            thread_s = time.thread_time() - self._thread_s
-            self.turns.append((passed_s + self._codec_s, thread_s + self._codec_s))
-        reply = await super()._call(method, request, *args, **options)
-        self._codec_s = _codec_s(request, reply)
-        self._replied_at, self._thread_s = time.perf_counter(), time.thread_time()
-        return reply
+    def _read(self, parse: Callable[[bytes], Any], data: bytes) -> Any:
+        self._replied = time.perf_counter(), time.thread_time()
+        return parse(data)
 
-
-def _codec_s(request: Any, reply: Any) -> float:
-    """Return what the transport takes to write such a request and to read such a reply."""
-    data = reply.SerializeToString()
-    start = time.thread_time()
-    request.SerializeToString()
-    type(reply).FromString(data)
-    return time.thread_time() - start
+    def _written(self, write: Callable[[Any], bytes], request: Any) -> bytes:
+        data = write(request)
+        passed_s, thread_s = self._replied
+        if passed_s:
+            self.turns.append((time.perf_counter() - passed_s, time.thread_time() - thread_s))
+        return data
 
 
 async def run_core(

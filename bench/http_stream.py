@@ -11,8 +11,8 @@ chunks are taken and dropped: scheduler, messages to and from the shard, a chunk
 ``front`` is what a router takes beyond that. With ``--http-workers N`` fronts are processes of their
 own: then ``core`` is the router's process, what it tells the fronts included, and ``front`` all of
 theirs together, both measured. ``turnaround``: in that process, one step in
-flight, from a step's reply until the next request is handed to the transport, reading the one
-and writing the other included; as it passed, and as the processor counts it.
+flight, from the bytes of a step's reply until those of the next request are there for the
+transport; as it passed, and as the processor counts it.
 
     python -m bench.http_stream --streams 256 --tokens 200 --step-ms 0 16 --http-workers 0 2
 """

@@ -15,6 +15,7 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_router.core.adapters.table import AdapterEvent
+from lorax_router.core.booking import ended_rows, tells_only_tokens
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.core.settings import CoreSettings
@@ -91,6 +92,7 @@ class RandomWork:
     def _plan(self) -> None:
         if (plan := self._scheduler.plan(self._now)) is not None:
             self._plans.append(plan)
+        self._scheduler.prepare(self._now)
         orders = self._scheduler.adapter_orders()
         self._orders += [(AdapterEvent.PREPARED, each, orders.epoch) for each in orders.prepare]
         self._orders += [(AdapterEvent.RELEASED, each, orders.epoch) for each in orders.release]
@@ -102,6 +104,9 @@ class RandomWork:
             outcome = self._shard.execute(plan, self._prepared, {}, harmful=harmful)
             # Steps take some time, which decides what later ones hold where there is a target.
             outcome.total_ns = self._draw.randrange(1, 5_000_000)
+            if tells_only_tokens(outcome):
+                behind = self._scheduler.plan_behind(plan.seq, ended_rows(outcome), self._now)
+                self._plans += [] if behind is None else [behind]
             self._scheduler.apply(outcome, self._now)
 
     def _event(self) -> None:

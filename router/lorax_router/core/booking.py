@@ -65,9 +65,14 @@ def accepted_drafts(outcome: StepOutcome) -> dict[RequestId, int]:
 
 
 def tells_only_tokens(outcome: StepOutcome) -> bool:
-    """Whether an outcome has a token for each of its rows, and no end or anything else."""
-    other = outcome.failed or outcome.inactive or outcome.num_drafted or any(outcome.finish)
+    """Whether an outcome has a token for each of its rows, of which some may end with it."""
+    other = outcome.failed or outcome.inactive or outcome.num_drafted
     return not other and outcome.num_tokens.count(1) == len(outcome.num_tokens)
+
+
+def ended_rows(outcome: StepOutcome) -> list[RequestId]:
+    """Return the rows that end with an outcome."""
+    return list(compress(outcome.row_ids, outcome.finish))
 
 
 def reported_rows(outcome: StepOutcome) -> Iterable[RequestId]:

@@ -112,7 +112,8 @@ class StepComposer:
         self._was_of_suspects = False
         self._holds_patient = False
         self._num_held = 0
-        self._place_prompts(builder, [], self._running.num_preemptions)
+        if self._admission.num_waiting:
+            self._place_prompts(builder, [], self._running.num_preemptions)
 
     def _compose(self, builder: StepBuilder) -> None:
         rows = self._running.requests()

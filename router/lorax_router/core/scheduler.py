@@ -5,6 +5,9 @@ decoding row, the rest to prompts in chunks. There are no phases: a new prompt, 
 request and a decode are all "compute the next n tokens" of a request whose computed tokens chase
 its known ones.
 
+``prepare`` gives rows that decode their places in the next step while the shards compute, so that
+it is ready when their reply comes: it is the same step, and whoever leaves meanwhile leaves it, too.
+
 ``plan`` may run up to ``depth`` steps ahead of ``apply``. A row that decodes while its previous
 token is still on its way is planned blindly: the shard holds that token. If it turns out to be the
 last one, the shard skips the row.
@@ -32,7 +35,7 @@ alone (``Isolation``).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from lorax_contract.errors import ValidationError
@@ -56,7 +59,6 @@ from lorax_router.core.booking import (
     book_computed,
     reported_rows,
     take_out_failed,
-    tells_only_tokens,
 )
 from lorax_router.core.composition import StepComposer
 from lorax_router.core.cost import CostFit
@@ -357,18 +359,22 @@ class Scheduler:
         if self._composer.place_ahead(builder):
             running.ahead = builder
 
-    def plan_behind(self, outcome: StepOutcome, now: float) -> StepPlan | None:
+    def plan_behind(
+        self, seq: int, ended: Sequence[RequestId], now: float
+    ) -> StepPlan | None:
         """Decide the next step before the outcome of the oldest one is applied, which is to follow.
 
-        None where it might be another one then: rows are not placed ahead, or one ends, or
-        somebody waits.
+        Step ``seq`` is that one; it told only tokens, and these rows ``ended`` with theirs. They
+        are dropped with the step behind this one. None where the plan might be another one if it was
+        applied: rows are not placed ahead, or somebody waits.
         """
-        is_next = self._in_flight and self._in_flight[0].seq == outcome.seq
+        is_next = self._in_flight and self._in_flight[0].seq == seq
         if self._running.ahead is None or len(self._policy) or not is_next:
             return None
-        if not tells_only_tokens(outcome):
-            return None
         self._now = now
+        for request_id in ended:
+            if (request := self._requests.get(request_id)) is not None:
+                self._running.ahead.take_out(request)
         return self._plan(now)
 
     def _plan(self, now: float) -> StepPlan | None:

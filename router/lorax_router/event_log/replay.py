@@ -18,6 +18,8 @@ from lorax_router.core.settings import make_scheduler
 from lorax_router.event_log.form import EventLogReader, LoggedEvent
 from lorax_router.event_log.values import ValueFormatError, ValueWriter, typed
 
+# Calls whose result is a step.
+_PLANS = ("plan", "plan_behind")
 _MAX_SHOWN = 400
 
 
@@ -72,7 +74,7 @@ def replay(path: Path) -> Replayed:
     for event in reader.events():
         names.learn(event)
         num_events += 1
-        num_plans += event.call == "plan" and event.result is not None
+        num_plans += event.call in _PLANS and event.result is not None
         if difference := player.play(event):
             return Replayed(num_events, num_plans, difference, reader.end)
     return Replayed(num_events, num_plans, "", reader.end)
@@ -110,7 +112,7 @@ class _Player:
         )
         if plain == event.result:
             return ""
-        if event.call == "plan":
+        if event.call in _PLANS:
             where += f" ({_step(event.result)} in the log, {_step(plain)} here)"
         return f"{where}: {_first_difference(event.result, plain)}"
 

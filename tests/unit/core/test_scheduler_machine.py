@@ -42,6 +42,7 @@ from lorax_contract.step import (
     StoppingParams,
 )
 from lorax_router.core.adapters.table import AdapterEvent, AdapterState
+from lorax_router.core.booking import ended_rows, tells_only_tokens
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.scheduler import Scheduler
 from lorax_router.shards.fake.batch import FakeBatch
@@ -352,7 +353,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def apply_behind(self) -> None:
         """The next step is planned and runs before the oldest outcome is booked, if that may be."""
-        plan = self.scheduler.plan_behind(self.outcomes[0], self.now)
+        outcome, plan = self.outcomes[0], None
+        if tells_only_tokens(outcome):
+            plan = self.scheduler.plan_behind(outcome.seq, ended_rows(outcome), self.now)
         if plan is not None:
             self.counts["plans behind"] = self.counts.get("plans behind", 0) + 1
             self._planned(plan)

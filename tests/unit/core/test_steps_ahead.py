@@ -21,6 +21,7 @@ from lorax_contract.step import (
     TokenColumns,
 )
 from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
+from lorax_router.core.booking import ended_rows, tells_only_tokens
 from lorax_router.core.scheduler import Scheduler
 
 BLOCK_SIZE = 4
@@ -88,14 +89,19 @@ class World:
         if not self.steps:
             return
         outcome = self.outcome(self.steps.pop(0), ending)
-        if self.is_ahead:
-            plan = self.scheduler.plan_behind(outcome, 0.0)
+        if self.is_ahead and tells_only_tokens(outcome):
+            plan = self.scheduler.plan_behind(outcome.seq, ended_rows(outcome), 0.0)
             if plan is not None:
                 self.num_behind += 1
                 self._take(plan)
                 self.scheduler.check()
         self.scheduler.apply(outcome, 0.0)
         self.scheduler.check()
+        self.send()
+
+    def dropped(self) -> set[int]:
+        """Return the rows that were dropped."""
+        return {row for plan in self.plans for row in plan.drop}
 
     def outcome(self, plan: StepPlan, ending: frozenset[int] = frozenset()) -> StepOutcome:
         """Compute a step: a token for each row that has computed all that it knows."""
@@ -114,11 +120,11 @@ class World:
         return StepOutcome(plan.seq, rows, [1] * num, finish, tokens)
 
     def decided(self) -> list[object]:
-        """Return what was planned, but for which blocks it was."""
+        """Return what was planned, but for which blocks it was, and when rows were dropped."""
         return [
             (
-                plan.seq, plan.row_ids, plan.num_tokens, plan.num_new_blocks, plan.drop,
-                plan.activate, plan.deactivate, [new.spec.request_id for new in plan.new_rows],
+                plan.seq, plan.row_ids, plan.num_tokens, plan.num_new_blocks, plan.activate,
+                plan.deactivate, [new.spec.request_id for new in plan.new_rows],
             )
             for plan in self.plans
         ]  # fmt: skip
@@ -131,7 +137,8 @@ def _play(world: World, seed: int, num_steps: int) -> None:
         if rng.random() < 0.3 and number < 40:
             number += 1
             world.submit(number, rng.randrange(1, 90), rng.randrange(1, 40), rng.choice(HANDLES))
-        world.send()
+        if not world.steps:
+            world.send()
         if rng.random() < 0.1 and number:
             world.scheduler.cancel(RequestId(rng.randrange(1, number + 1)))
         if rng.random() < 0.1:
@@ -148,16 +155,19 @@ def test_plans_are_the_same_as_without(seed: int, depth: int) -> None:
     for world in (ahead, plain):
         _play(world, seed, 60)
     assert ahead.decided() == plain.decided()
+    while ahead.steps:
+        ahead.reply()
+    assert ahead.dropped() >= plain.dropped()
 
 
-def _decoding(num_rows: int = 3, **options: int) -> World:
+def _decoding(num_rows: int = 3, num_blocks: int = 1000, max_new: int = 100) -> World:
     """A world in which so many rows decode, placed ahead, with a step in flight."""
-    world = World(is_ahead=True, **options)
+    world = World(is_ahead=True, num_blocks=num_blocks)
     for number in range(1, num_rows + 1):
-        world.submit(number)
+        world.submit(number, max_new=max_new)
     world.send()
     world.reply()
-    world.send()
+    world.num_behind = 0
     return world
 
 
@@ -165,18 +175,25 @@ def test_where_all_go_on_the_next_step_does_not_wait_for_the_outcome() -> None:
     world = _decoding()
     for _ in range(20):
         world.reply()
-        world.send()
     assert world.num_behind == 20
     assert all(plan.row_ids == [1, 2, 3] for plan in world.plans)
 
 
-def test_an_end_is_booked_first_and_its_row_leaves_the_step() -> None:
+def test_a_row_that_ends_leaves_the_step_and_is_dropped_with_the_next_one() -> None:
     world = _decoding()
     world.reply(frozenset({2}))
-    assert world.num_behind == 0
-    world.send()
+    assert world.num_behind == 1
+    assert world.plans[-1].row_ids == [1, 3]
+    world.reply()
     assert world.plans[-1].row_ids == [1, 3]
     assert world.plans[-1].drop == [2]
+
+
+def test_where_all_rows_end_they_are_dropped_at_once() -> None:
+    world = _decoding()
+    world.reply(frozenset({1, 2, 3}))
+    assert world.num_behind == 0
+    assert sorted(world.plans[-1].drop) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -184,7 +201,6 @@ def test_who_is_cancelled_leaves_the_step_with_its_new_block(number: int) -> Non
     """With 6 tokens of a prompt each row needs a third block for its ninth."""
     world = _decoding()
     world.reply()
-    world.send()
     ahead = world.scheduler._running.ahead
     assert ahead is not None and ahead.plan.num_new_blocks == [1, 1, 1]
     work, free = ahead.work, world.scheduler.stats().num_free_blocks
@@ -203,7 +219,6 @@ def test_who_comes_meanwhile_is_let_into_the_step() -> None:
     world.submit(4)
     world.reply()
     assert world.num_behind == 0
-    world.send()
     assert world.plans[-1].row_ids == [1, 2, 3, 4]
 
 
@@ -216,25 +231,22 @@ def test_nothing_is_placed_ahead_while_somebody_waits_or_has_a_prompt_to_compute
     world = _decoding(8)
     world.submit(9)
     world.reply()
-    world.send()
     assert world.scheduler._running.ahead is None
 
 
 def test_nothing_is_placed_ahead_for_which_blocks_are_too_few() -> None:
     """Somebody would have to give way, and it may be that another ends before."""
-    world = _decoding(2, num_blocks=5)
+    world = _decoding(2, num_blocks=5, max_new=12)
     assert world.scheduler._running.ahead is not None
     world.reply()
-    world.send()
     assert world.scheduler._running.ahead is None
     world.reply()
-    world.send()
 
 
 def test_a_failed_pass_takes_all_back() -> None:
     world = _decoding()
     outcome = StepOutcome(world.steps.pop(0).seq, failed=[RequestId(1), RequestId(2), RequestId(3)])
-    assert world.scheduler.plan_behind(outcome, 0.0) is None
+    assert not tells_only_tokens(outcome)
     world.scheduler.apply(outcome, 0.0)
     assert world.scheduler._running.ahead is None
     world.scheduler.check()

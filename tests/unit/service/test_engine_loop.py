@@ -364,3 +364,45 @@ def test_a_stream_that_is_closed_hands_nothing_over_any_more():
         running.cancel()
 
     play(scene())
+
+
+class WatchedShard(FakeShard):
+    """Notes when steps begin."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__(FakeModel(vocab_size=20), num_blocks=100, block_size=4)
+        self._notes = notes
+
+    async def step(self, plan: StepPlan) -> StepOutcome:
+        # As over gRPC, where a call begins in a task of its own.
+        await asyncio.sleep(0)
+        self._notes.append("step")
+        return await super().step(plan)
+
+
+def test_the_next_step_is_sent_before_tokens_are_booked_and_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one step in flight, once rows only decode."""
+    notes: list[str] = []
+    apply = Scheduler.apply
+
+    def noted(scheduler: Scheduler, outcome: StepOutcome, now: float) -> list[bool]:
+        notes.append("applied")
+        return apply(scheduler, outcome, now)
+
+    monkeypatch.setattr(Scheduler, "apply", noted)
+
+    async def scene() -> None:
+        loop = make_loop(WatchedShard(notes), depth=1)
+        running = asyncio.create_task(loop.run())
+        stream = loop.submit(spec_of(loop, 8))
+        stream.hand_to(lambda chunk: notes.append("token"))
+        num = len([chunk async for chunk in stream])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert num == 1
+
+    play(scene())
+    assert notes[:4] == ["step", "applied", "step", "token"]
+    assert notes[4:10] == ["step", "applied", "token"] * 2

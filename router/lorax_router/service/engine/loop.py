@@ -44,6 +44,7 @@ from lorax_contract.step import (
     TokenColumns,
 )
 from lorax_router.core.adapters.table import AdapterCapacity, AdapterRecord
+from lorax_router.core.booking import ended_rows, tells_only_tokens
 from lorax_router.core.groups import RequestGroup
 from lorax_router.core.ports import SessionSource, ShardClient
 from lorax_router.core.request import ANY_TERMS, RequestTerms
@@ -324,7 +325,10 @@ class EngineLoop:
             raise
         received_at = perf_counter()
         self._sent.popleft()
-        if (plan := self._scheduler.plan_behind(outcome, self._clock())) is not None:
+        plan = None
+        if tells_only_tokens(outcome):
+            plan = self._scheduler.plan_behind(outcome.seq, ended_rows(outcome), self._clock())
+        if plan is not None:
             self._send(plan)
             await _handed_over()
         for handle, text in outcome.inactive.items():
