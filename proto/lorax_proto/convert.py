@@ -9,7 +9,7 @@ precision: parameters and logprobs come back rounded to it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import ValidationError
@@ -278,9 +278,7 @@ def outcome_from_proto(message: pb.PrefillResponse | pb.DecodeResponse, seq: int
         row_ids=cast(list[RequestId], columns.request_ids[:]),
         num_tokens=columns.num_tokens[:],
         finish=columns.finish[:],
-        tokens=TokenColumns(
-            columns.token_ids[:], columns.logprobs[:], columns.texts[:], columns.special[:]
-        ),
+        tokens=_UnreadTokens(columns),
         details={
             RequestId(detail.request_id): _detail_from_proto(detail) for detail in columns.details
         },
@@ -292,6 +290,36 @@ def outcome_from_proto(message: pb.PrefillResponse | pb.DecodeResponse, seq: int
         failed=cast(list[RequestId], columns.failed[:]),
         failure=columns.failure,
     )
+
+
+class _UnreadTokens(TokenColumns):
+    """Tokens of a reply, read from its message when they are first asked for.
+
+    The next step waits for who has a token or an end, not for which tokens they are.
+    """
+
+    __slots__ = ("_columns",)
+
+    def __init__(self, columns: pb.Columns) -> None:
+        self._columns: pb.Columns | None = columns
+
+    def __getattr__(self, name: str) -> Any:
+        """Fill the columns, none of which is there yet."""
+        columns = self._columns if name in TokenColumns.__slots__ else None
+        if columns is None:
+            raise AttributeError(name)
+        self.ids, self.logprobs = columns.token_ids[:], columns.logprobs[:]
+        self.texts, self.special = columns.texts[:], columns.special[:]
+        self._columns = None
+        return getattr(self, name)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the tokens are the same, read by now or not."""
+        if not isinstance(other, TokenColumns):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in TokenColumns.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _details_to_proto(details: Mapping[RequestId, RowDetail]) -> Iterable[pb.RowDetail]:

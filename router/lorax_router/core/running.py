@@ -92,8 +92,9 @@ class RunningRows:
     def take_back(self) -> None:
         """Nobody goes on in the next step as it was placed ahead: it is planned as a whole."""
         ahead, self.ahead = self.ahead, None
-        for row in reversed(ahead.rows) if ahead is not None else ():
-            ahead.take_out(row.request)
+        if ahead is not None:
+            for row in reversed(ahead.rows):
+                ahead.take_out(row.request)
 
     def num_to_compute(self, request: RequestState) -> int:
         """Return how many tokens of a waiting request are neither in the cache nor on their way."""

@@ -359,9 +359,7 @@ class Scheduler:
         if self._composer.place_ahead(builder):
             running.ahead = builder
 
-    def plan_behind(
-        self, seq: int, ended: Sequence[RequestId], now: float
-    ) -> StepPlan | None:
+    def plan_behind(self, seq: int, ended: Sequence[RequestId], now: float) -> StepPlan | None:
         """Decide the next step before the outcome of the oldest one is applied, which is to follow.
 
         Step ``seq`` is that one; it told only tokens, and these rows ``ended`` with theirs. They

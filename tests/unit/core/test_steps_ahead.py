@@ -49,6 +49,7 @@ class World:
         self.num_behind = 0
         self._known: dict[int, int] = {}
         self._computed: dict[int, int] = {}
+        self._most: dict[int, int] = {}
         self._ended: set[int] = set()
 
     def submit(self, number: int, num_prompt: int = 6, max_new: int = 100, handle: int = 0) -> None:
@@ -59,6 +60,7 @@ class World:
             stopping=StoppingParams(max_new_tokens=max_new), adapter=AdapterHandle(handle),
         )  # fmt: skip
         self._known[number], self._computed[number] = num_prompt, 0
+        self._most[number] = num_prompt + max_new
         self.scheduler.submit(spec, 0.0)
 
     def settle_adapters(self) -> None:
@@ -113,8 +115,9 @@ class World:
             if self._computed[row] == self._known[row]:
                 self._known[row] += 1
                 rows.append(row)
-        self._ended |= ending & set(rows)
-        finish = [FinishCode.EOS_TOKEN if row in ending else FinishCode.RUNNING for row in rows]
+        over = {row for row in rows if row in ending or self._known[row] == self._most[row]}
+        self._ended |= over
+        finish = [FinishCode.EOS_TOKEN if row in over else FinishCode.RUNNING for row in rows]
         num = len(rows)
         tokens = TokenColumns([7] * num, [0.0] * num, [""] * num, [False] * num)
         return StepOutcome(plan.seq, rows, [1] * num, finish, tokens)

@@ -304,8 +304,9 @@ class EngineLoop:
         for row in plan.new_rows:
             if stream := self._streams.get(row.spec.request_id):
                 stream.cost.enters(now, row.num_cached)
-        # Behind the task that hands it to the transport: nobody waits for what is counted.
-        asyncio.get_running_loop().call_soon(self._observe_sent, plan)
+        # Behind the task that begins the call and that of the call: nobody waits for what is counted.
+        call_soon = asyncio.get_running_loop().call_soon
+        call_soon(call_soon, self._observe_sent, plan)
 
     def _end_late(self) -> None:
         """End the requests that are too late, and tell their clients why."""
