@@ -24,7 +24,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from tests.helpers.core_policies import NUM_ADAPTERS, POLICIES, make_table
-from tests.helpers.limited_tenants import MAX_QUEUED, TERMS, verify_depths, verify_refusal
+from tests.helpers.drawn_requests import REQUESTS
+from tests.helpers.limited_tenants import MAX_QUEUED, verify_depths, verify_refusal
+from tests.helpers.rare_events import verify_rare_events
 from tests.helpers.swap_world import EveryThird
 from tests.helpers.touched_blocks import TouchedBlocks
 
@@ -84,7 +86,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         passes_per_failure=st.integers(2, 12),
         few_host_blocks=st.integers(0, 8),
         keeps_evicted=st.booleans(),
-        turns_ahead=st.booleans(),
     )
     def start(
         self,
@@ -97,7 +98,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         passes_per_failure: int,
         few_host_blocks: int,
         keeps_evicted: bool,
-        turns_ahead: bool,
     ) -> None:
         """Make a scheduler and its shard."""
         self.sizes = (num_blocks, block_size)
@@ -141,21 +141,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         # Adapters that are known not to have taken effect.
         self.inactive: set[AdapterHandle] = set()
         self.touched = TouchedBlocks(self.sizes[1], self.num_host_blocks, self.counts)
-        self.turns_ahead = turns_ahead
+        self.turns_ahead = passes_per_failure % 2 == 0
 
-    @rule(
-        requests=st.lists(
-            st.tuples(
-                st.lists(st.integers(0, 4), min_size=1, max_size=12),
-                st.integers(0, 16),
-                st.integers(0, NUM_ADAPTERS),
-                st.sampled_from(TERMS),
-                st.sampled_from([None] * 16 + [0, 20, 60]),
-            ),
-            min_size=1,
-            max_size=4,
-        )
-    )
+    @rule(requests=REQUESTS)
     def submit(self, requests: list[tuple[list[int], int, int, RequestTerms, int | None]]) -> None:
         """Clients ask, some for no tokens; what can never fit is refused."""
         for prompt, max_new, adapter, terms, seconds in requests:
@@ -353,10 +341,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def apply_behind(self) -> None:
         """The next step is planned and runs before the oldest outcome is booked, if that may be."""
-        outcome, plan = self.outcomes[0], None
-        if tells_only_tokens(outcome):
-            plan = self.scheduler.plan_behind(outcome.seq, ended_rows(outcome), self.now)
-        if plan is not None:
+        outcome = self.outcomes[0]
+        ended = ended_rows(outcome)
+        is_plain = tells_only_tokens(outcome)
+        if is_plain and (plan := self.scheduler.plan_behind(outcome.seq, ended, self.now)):
             self.counts["plans behind"] = self.counts.get("plans behind", 0) + 1
             self._planned(plan)
             self._take_orders()
@@ -512,12 +500,4 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
         assert counts["swaps"] == counts["brought back"] == 0
     if NUM_STEPS < MANY_STEPS:
         return
-    assert counts["refused"] > 0 and counts["late"] > 0
-    # Where all that a request may need is kept for it, nobody gives way for memory.
-    assert counts["preemptions"] > 0 or policy == "lorax"
-    assert counts["inactive"] > 0
-    assert counts["shared blocks"] > 0
-    assert counts["prompts only"] > 0
-    assert bool(num_host_blocks) == bool(counts["swaps"]) == bool(counts["brought back"])
-    assert counts["failed passes"] > 0
-    assert counts["plans behind"] > 0
+    verify_rare_events(counts, policy, num_host_blocks)
