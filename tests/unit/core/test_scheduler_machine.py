@@ -235,8 +235,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _take_orders(self) -> None:
         orders = self.scheduler.adapter_orders()
-        for handle in orders.release:
-            assert handle not in self.shard.active, "released while in effect"
+        assert not self.shard.active & {*orders.release}, "released while in effect"
         epoch = orders.epoch
         self.orders += [(handle, AdapterEvent.PREPARED, epoch) for handle in orders.prepare]
         self.orders += [(handle, AdapterEvent.RELEASED, epoch) for handle in orders.release]
@@ -342,8 +341,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def apply_behind(self) -> None:
         """The next step is planned and runs before the oldest outcome is booked, if that may be."""
         outcome = self.outcomes[0]
-        ended = ended_rows(outcome)
-        is_plain = tells_only_tokens(outcome)
+        ended, is_plain = ended_rows(outcome), tells_only_tokens(outcome)
         if is_plain and (plan := self.scheduler.plan_behind(outcome.seq, ended, self.now)):
             self.counts["plans behind"] = self.counts.get("plans behind", 0) + 1
             self._planned(plan)
@@ -498,6 +496,5 @@ def test_any_order_of_events_gives_the_tokens_of_an_undisturbed_run(
     assert counts["plans"] >= NUM_STEPS // 16
     if not num_host_blocks:
         assert counts["swaps"] == counts["brought back"] == 0
-    if NUM_STEPS < MANY_STEPS:
-        return
-    verify_rare_events(counts, policy, num_host_blocks)
+    if NUM_STEPS >= MANY_STEPS:
+        verify_rare_events(counts, policy, num_host_blocks)
