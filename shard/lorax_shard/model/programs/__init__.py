@@ -8,4 +8,7 @@
     a pass of any size ──► torch's first operations ──► one native call ┘──► logits
 
 Legend: T tokens of a pass, S tokens whose logits are asked for.
+
+Behind the last layer's keys and values a token has no effect on others: the kernels that are left
+are computed for the S tokens alone, unless someone wants what the last layer gives for all.
 """
