@@ -225,8 +225,8 @@ extern "C" void lorax_quantized_linear_team(const QuantizedCall* given) {
     const int64_t panel_parts =
         std::min(num_panels, std::max((num_panels + fitting - 1) / fitting,
                                       row_parts ? (parts + row_parts - 1) / row_parts : 1));
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t part = 0; part < row_parts * panel_parts; ++part) {
+    const int64_t num_parts = row_parts * panel_parts;
+    const auto compute = [&](int64_t part) {
         const int64_t row = part / panel_parts, panel = part % panel_parts;
         const int64_t first_row = call.num_rows * row / row_parts,
                       last_row = call.num_rows * (row + 1) / row_parts,
@@ -238,7 +238,15 @@ extern "C" void lorax_quantized_linear_team(const QuantizedCall* given) {
             Part<Digits>(call, first_row, last_row, first_panel, last_panel).compute();
         else
             Part<Floats>(call, first_row, last_row, first_panel, last_panel).compute();
+    };
+    // Where each thread has one part at most, they need no list of what is left.
+    if (num_parts <= num_threads) {
+        if (omp_get_thread_num() < num_parts) compute(omp_get_thread_num());
+#pragma omp barrier
+        return;
     }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t part = 0; part < num_parts; ++part) compute(part);
 }
 
 extern "C" void lorax_quantized_linear(const QuantizedCall* call) {
