@@ -336,6 +336,7 @@ class StepBuilder:
         plan.num_new_blocks += [0] * num
         self.budget -= num
         self.kv_read += kv_read
+        self._attended += kv_read
 
     # --- a step that is placed ahead ----------------------------------------------------
 
@@ -354,9 +355,9 @@ class StepBuilder:
         if plan.num_new_blocks.pop(index):
             del plan.new_blocks[sum(plan.num_new_blocks[:index])]
             self._pool.release([request.blocks.pop()], 0)
-            self._attended -= request.num_scheduled
         self.budget += 1
         self.kv_read -= request.num_scheduled
+        self._attended -= request.num_scheduled
         request.num_scheduled -= 1
         request.num_pending -= row.reports
         # It was in none behind that one.

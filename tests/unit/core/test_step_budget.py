@@ -28,6 +28,8 @@ class BudgetWorld(CoreWorld):
         values.setdefault("policy", FirstComeFirstServed())
         super().__init__(values.pop("policy"), **values)
         self.cost = cost
+        # Of each step: as it was computed, and as the scheduler counted it.
+        self.works: list[tuple[StepWork, StepWork | None]] = []
         # By step: the tokens of each row, and what each read.
         self.steps: list[dict[int, int]] = []
         self.reads: list[dict[int, int]] = []
@@ -50,6 +52,7 @@ class BudgetWorld(CoreWorld):
         )
         reads = sum(self.reads[-1].values())
         work = StepWork(sum(plan.num_tokens), reads, 0, ranks, attended)
+        self.works.append((work, self.scheduler._in_flight[0].work))
         self.seconds.append(self.cost.seconds(work))
         outcome.total_ns = int(1e9 * self.seconds[-1])
         for row in outcome.row_ids:
@@ -84,6 +87,16 @@ def test_mixed_steps_hold_prompts_and_decodes() -> None:
     world.ask(30, 2)
     world.run_until_idle()
     assert kinds(world) == "pmmddd"
+
+
+def test_each_token_counts_with_what_it_attends_to() -> None:
+    """Of a chunk, and of a row that decodes, in a block that it has or in a new one."""
+    world = BudgetWorld(max_step_tokens=16)
+    world.ask(8, 40)
+    world.step()
+    world.ask(30, 20)
+    world.run_until_idle()
+    assert all(computed == counted for computed, counted in world.works)
 
 
 def test_prompts_first_lets_decodes_wait_for_all_prompts() -> None:
