@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from lorax_shard.attention import whole
 from lorax_shard.attention.backend import StepMetadata
-from lorax_shard.attention.cpp import StepRows
+from lorax_shard.attention.ragged import WholeRows
 
 
-def fewer_rows(metadata: StepMetadata) -> StepRows:
+def fewer_rows(metadata: StepMetadata) -> WholeRows:
     """Tell the kernel of fewer rows than a step has."""
     lens = _joined(metadata.query_lens)
-    rows = metadata.scratch["fewer rows"] = StepRows()
+    rows = metadata.scratch["fewer rows"] = WholeRows()
     rows.fill(lens, lens, None)
     return rows
 

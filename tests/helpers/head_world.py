@@ -22,6 +22,7 @@ from lorax_contract.step import AdapterHandle, WarmupSpec
 from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.graph_limits import GraphLimits
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.loader import load_paged_model
@@ -153,7 +154,7 @@ class HeadWorld:
         """What a shard is told."""
         return ShardConfig(
             model_dir=str(self.path), model_id="tiny", shard_uris=["unix:///unused"],
-            adapters=True, adapter_store_dir=str(self._root / "store"),
+            adapters=True, adapter_store_dir=str(self._root / "store"), linear_backend="panel",
         )  # fmt: skip
 
     def engine(self, paged: HFPagedModel | None = None, group: ThreadGroup | None = None) -> Engine:
@@ -167,7 +168,10 @@ class HeadWorld:
             content = AdapterContent(parts=(put_adapter(self._store, folder, paged.base),))
             lane.prepare(AdapterHandle(handle), content)
         pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5)
-        engine = Engine(paged, self.tokenizer, pool, adapters=lane, group=group)
+        graphs = (
+            None if group is not None else GraphLimits(MAX_ROWS, max_rank=8, max_slots=MAX_ROWS)
+        )
+        engine = Engine(paged, self.tokenizer, pool, adapters=lane, group=group, graphs=graphs)
         engine.warm_up(
             WarmupSpec(
                 max_input_length=MAX_TOKENS, max_total_tokens=MAX_TOKENS,

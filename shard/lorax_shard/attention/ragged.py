@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
@@ -26,6 +27,26 @@ _MOST_LANES = 16
 _ONE_BLOCK = 1 << 32
 
 
+class WholeRows(StepRows):
+    """What the kernel is told of rows that a step has whole: their lengths are all of it."""
+
+    num_tokens = 0
+
+    def fill(
+        self,
+        query_lens: Sequence[int],
+        context_lens: Sequence[int],
+        block_tables: torch.Tensor | None,
+    ) -> None:
+        """Tell of another step."""
+        self.num_tokens = sum(query_lens)
+        super().fill(query_lens, query_lens, None)
+
+    def scratch(self) -> dict[str, Any]:
+        """Return itself, where the first layer would put its own."""
+        return {_ROWS: self}
+
+
 class RaggedAttention(WholeAttention):
     """The same kernel over rows that a step has whole: K and V are read where the model put them.
 
@@ -40,6 +61,10 @@ class RaggedAttention(WholeAttention):
         """Return why the kernel cannot be built or loaded here, or None."""
         return CppAttention.probe(device, dtype)
 
+    def reusable_rows(self) -> WholeRows:
+        """Return rows at an address that stays the same."""
+        return WholeRows()
+
     def attend(
         self,
         query: torch.Tensor,
@@ -53,10 +78,11 @@ class RaggedAttention(WholeAttention):
         query, key, value = numbers_together(query), _heads_together(key), _heads_together(value)
         num_tokens, num_heads, key_dim = query.shape
         _, num_kv_heads, value_dim = value.shape
+        rows = _rows_of(metadata)
         if not (
             query.dtype is key.dtype is value.dtype is torch.float32
             and key.shape == (num_tokens, num_kv_heads, key_dim)
-            and num_tokens == len(value) == sum(metadata.query_lens)
+            and num_tokens == len(value) == rows.num_tokens
         ):
             shapes = (tuple(each.shape) for each in (query, key, value))
             raise ValueError(f"Q, K and V do not fit: {', '.join(map(str, shapes))}")
@@ -68,7 +94,7 @@ class RaggedAttention(WholeAttention):
                 output.data_ptr(), num_heads * value_dim,
                 num_heads, num_kv_heads, key_dim, value_dim, _ONE_BLOCK,
                 spec.scaling, spec.window or 0, 0, spec.softcap or 0.0, 0,
-                torch.get_num_threads(), _rows_of(metadata).address,
+                torch.get_num_threads(), rows.address,
                 *_bias_fields(spec.bias, metadata),
             )
         )  # fmt: skip
@@ -95,13 +121,13 @@ def encoder_attention(device: torch.device, dtype: torch.dtype) -> WholeAttentio
     return WholeAttention()
 
 
-def _rows_of(metadata: StepMetadata) -> StepRows:
+def _rows_of(metadata: StepMetadata) -> WholeRows:
     """Return what the kernel is told of the rows; made in the first layer of a step."""
     if _ROWS not in metadata.scratch:
-        rows = StepRows()
+        rows = WholeRows()
         rows.fill(metadata.query_lens, metadata.query_lens, None)
         metadata.scratch[_ROWS] = rows
-    found: StepRows = metadata.scratch[_ROWS]
+    found: WholeRows = metadata.scratch[_ROWS]
     return found
 
 

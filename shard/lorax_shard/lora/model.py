@@ -98,7 +98,8 @@ class LoraModel:
         self._most_experts = max((site.num_experts for site in self.sites.values()), default=0)
         self._experts = self._make_experts(self._expert_backend)
         self._slots: dict[int, PreparedAdapter] = {}
-        # Slots of adapters that have low-rank parts of linears before the head, and nothing else.
+        # Slots of adapters that have low-rank parts of linears before the head, and change nothing
+        # else of a pass.
         self._low_rank_alone: set[int] = set()
         # What graphs have room for.
         self._fixed_slots = self._fixed_rank = 0
@@ -267,10 +268,18 @@ class LoraModel:
         self._slots[slot] = adapter
         if adapter.num_logits:
             self._slots_to_mask.add(slot)
-        others = (adapter.linears, adapter.embeddings, adapter.vectors, adapter.num_logits)
-        if not any(others) and not any(self._members[each][0].is_head for each in adapter.groups):
+        if not self._changes_more(adapter):
             self._low_rank_alone.add(slot)
         self._update_mask_hook()
+
+    def _changes_more(self, adapter: PreparedAdapter) -> bool:
+        """Return whether an adapter changes more of a pass than low-rank parts before the head add."""
+        others = (*adapter.linears, *adapter.embeddings, *adapter.vectors)
+        return (
+            bool(adapter.num_logits)
+            or any(not self.sites[name].is_after_pass for name in others)
+            or any(self._members[each][0].is_head for each in adapter.groups)
+        )
 
     def _put_mixtures(self, slot: int, adapter: PreparedAdapter, undo: ExitStack) -> None:
         for name, weights in adapter.routers.items():

@@ -48,6 +48,8 @@ class Site:
     is_transposed: bool
     # An adapter may replace it by one of another width: it computes the scores of labels.
     has_any_width: bool = False
+    # It is part of a head that makes scores of labels, which is computed after a step's tokens.
+    is_after_pass: bool = False
     # Of experts: how many matrices there are.
     num_experts: int = 0
 
@@ -93,6 +95,7 @@ def find_sites(
     ``outputs`` are the linears that compute scores of labels.
     """
     head = _output_embeddings(model)
+    label_heads = {name.partition(".")[0] for name in outputs}
     widths = {} if whole is None else find_sites(whole)
     sites: dict[str, Site] = {}
     for name, module in model.named_modules():
@@ -107,7 +110,7 @@ def find_sites(
             full = widths.get(name, site)
             sites[name] = replace(
                 site, in_features=full.in_features, out_features=full.out_features,
-                has_any_width=name in outputs,
+                has_any_width=name in outputs, is_after_pass=name.partition(".")[0] in label_heads,
             )  # fmt: skip
     return sites
 

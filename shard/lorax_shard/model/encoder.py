@@ -43,12 +43,25 @@ class BackboneModel(HFPagedModel):
 
         S x hidden in float32, in the place of logits.
         """
-        arguments = self._arguments(input_ids, positions, segments)
         lens = slot_lens if slot_lens is not None else metadata.query_lens
-        with torch.inference_mode(), self._adapters(lens, None, slots), self._no_pooler():
+        asked = logit_rows.to(input_ids.device)
+        with torch.inference_mode(), self._adapters(lens, None, slots):
+            return self._forward_some(input_ids, positions, metadata, asked, segments)[0]
+
+    def _forward_some(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: StepMetadata,
+        logit_rows: torch.Tensor,
+        segments: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the last layer gives for some tokens, and for all."""
+        arguments = self._arguments(input_ids, positions, segments)
+        with self._no_pooler():
             output = self._model.base_model(**arguments, **{STEP_KEYWORD: metadata})
-            hidden: torch.Tensor = output.last_hidden_state[0]
-            return hidden[logit_rows.to(hidden.device)].float()
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden[logit_rows].float(), hidden
 
     def _arguments(
         self, input_ids: torch.Tensor, positions: torch.Tensor, _segments: torch.Tensor | None
@@ -77,7 +90,9 @@ class BackboneModel(HFPagedModel):
         recorder: GraphRecorder | None = None,
         counts: Sequence[int] | None = None,
     ) -> None:
-        """Capture nothing: passes are prompts, of any length."""
+        """Make programs on a CPU; on other devices nothing: passes are prompts, of any length."""
+        if self.device.type == "cpu":
+            super().capture_graphs(settings)
 
     def graph_bytes(self, settings: GraphSettings) -> int:
         """Return 0: there are none."""

@@ -135,8 +135,9 @@ class HFPagedModel:
         if rows is None:
             return
         programs = PassPrograms(
-            self._forward_some, self._backend, rows, self._pool, self.lora, settings
-        )
+            self._forward_some, self._backend, rows, self._pool, self.lora, settings,
+            is_whole=self.is_encoder,
+        )  # fmt: skip
         programs.record(self.vocab_size, partial(launched, self))
         self.graphs = programs
 
@@ -195,6 +196,7 @@ class HFPagedModel:
         positions: torch.Tensor,
         metadata: StepMetadata,
         logit_rows: torch.Tensor,
+        _segments: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits of some tokens, and what the last layer gives for all."""
         with self.keeping_hidden() as kept:

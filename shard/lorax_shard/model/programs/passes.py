@@ -43,8 +43,8 @@ _Made = TypeVar("_Made")
 Results = tuple[torch.Tensor, torch.Tensor]
 # What is done with a pass, and with its inputs.
 _How = Callable[[Callable[[], Results], Mapping[str, torch.Tensor]], _Made]
-# Computes ids at positions (T int64 each).
-Forward = Callable[[torch.Tensor, torch.Tensor, StepMetadata, torch.Tensor], Results]
+# Computes ids at positions (T int64 each); the last says of each token which of two texts it is of.
+Forward = Callable[[torch.Tensor, torch.Tensor, StepMetadata, torch.Tensor, torch.Tensor], Results]
 
 
 class PassPrograms:
@@ -58,7 +58,11 @@ class PassPrograms:
         cache: PagedCache,
         lora: LoraModel | None,
         settings: GraphSettings,
+        *,
+        is_whole: bool = False,
     ) -> None:
+        """``is_whole``: passes have rows whole, and keep nothing of them."""
+        self._is_whole = is_whole
         self._forward, self._backend, self._rows, self._cache = forward, backend, rows, cache
         self._lora, self._settings = lora, settings
         self._num_slots = cache.num_blocks * cache.block_size
@@ -152,7 +156,7 @@ class PassPrograms:
         )  # fmt: skip
 
     def _make_base(self, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]) -> None:
-        trial = ProgramTrial(self._cache, vocab_size, self._settings.max_context)
+        trial = self._new_trial(vocab_size)
         with trial.filled_cache():
             self._programs[False] = self._recorded(trial, [])
             trial.compare(self._all, launch, [])
@@ -162,7 +166,7 @@ class PassPrograms:
         self, lora: LoraModel, vocab_size: int, launch: Callable[[PassNumbers], torch.Tensor]
     ) -> None:
         """Make the program of passes with adapters; less their kernels it is that of all others."""
-        trial = ProgramTrial(self._cache, vocab_size, self._settings.max_context)
+        trial = self._new_trial(vocab_size)
         with trial.filled_cache(), self._fixed(lora) as slots:
             self._programs[True] = self._recorded(trial, slots)
             self._programs[False] = self._programs[True].without(lora.kernels)
@@ -192,6 +196,10 @@ class PassPrograms:
             logger.info("all tokens of a pass go through the whole last layer: %s", error)
         else:
             self._least_unasked = _MANY_UNASKED
+
+    def _new_trial(self, vocab_size: int) -> ProgramTrial:
+        max_context = self._settings.max_context
+        return ProgramTrial(self._cache, vocab_size, max_context, is_whole=self._is_whole)
 
     def _recorded(self, trial: ProgramTrial, slots: Sequence[int]) -> Program:
         # What is made once is there when it is recorded.
@@ -228,11 +236,13 @@ class PassPrograms:
             backend=self._backend,
             scratch=self._rows.scratch(),
         )
-        ids, positions, logit_rows = (
-            inputs[name] for name in ("input_ids", "positions", LOGIT_ROWS)
+        ids, positions, logit_rows, segments = (
+            inputs[name] for name in ("input_ids", "positions", LOGIT_ROWS, "segments")
         )
         with self._adapters(numbers):
-            return how(lambda: self._forward(ids, positions, metadata, logit_rows), inputs)
+            return how(
+                lambda: self._forward(ids, positions, metadata, logit_rows, segments), inputs
+            )
 
     def _adapters(self, numbers: PassNumbers) -> AbstractContextManager[None]:
         if all(slot is None for slot in numbers.slots):
@@ -265,7 +275,9 @@ def _inputs(numbers: PassNumbers) -> dict[str, torch.Tensor]:
         unread = numbers.unread
         ids = unread.drawn[torch.from_numpy(unread.of)].clamp_(min=0)
         input_ids = input_ids.index_copy(0, torch.from_numpy(unread.at), ids)
+    segments = numbers.segments
     return {
+        "segments": torch.zeros_like(input_ids) if segments is None else torch.from_numpy(segments),
         "input_ids": input_ids,
         "positions": torch.from_numpy(numbers.positions),
         "kv_slots": torch.from_numpy(numbers.kv_slots),

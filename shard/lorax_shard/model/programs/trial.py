@@ -23,7 +23,11 @@ _LEAST_BLOCKS = 16
 class ProgramTrial:
     """Passes over the first blocks of a cache in which nothing is yet; other ones each time."""
 
-    def __init__(self, cache: PagedCache, vocab_size: int, max_context: int) -> None:
+    def __init__(
+        self, cache: PagedCache, vocab_size: int, max_context: int, *, is_whole: bool = False
+    ) -> None:
+        """``is_whole``: no row has a context before the pass."""
+        self._is_whole = is_whole
         self._cache, self._vocab_size = cache, vocab_size
         self._num_blocks = min(cache.num_blocks, _LEAST_BLOCKS)
         self._max_context = min(max_context, self._num_blocks * cache.block_size)
@@ -55,8 +59,10 @@ class ProgramTrial:
         num_tokens = min(size.tokens, room)
         num_decoded = min(num_tokens - 1, max(0, size.logits - 1))
         query_lens = [1] * num_decoded + [num_tokens - num_decoded]
+        most = [0 if self._is_whole else room - length for length in query_lens]
         context_lens = [
-            length + int(self._random.integers(0, room - length + 1)) for length in query_lens
+            length + int(self._random.integers(0, rest + 1))
+            for length, rest in zip(query_lens, most, strict=True)
         ]
         positions = np.concatenate(
             [np.arange(end - num, end) for num, end in zip(query_lens, context_lens, strict=True)]
@@ -64,6 +70,11 @@ class ProgramTrial:
         # Each token has a place of its own; tables name any block.
         places = self._random.permutation(self._num_blocks * block_size)[:num_tokens]
         own = [None, *slots]
+        own_of_rows = [
+            own[each % len(own)] for each in self._random.integers(1, 99, len(query_lens))
+        ]
+        # With adapters a row at least has one.
+        own_of_rows[-1] = own_of_rows[-1] if own_of_rows[-1] is not None else own[-1]
         width = -(-max(context_lens) // block_size)
         return PassNumbers(
             input_ids=self._random.integers(0, self._vocab_size, num_tokens),
@@ -74,8 +85,9 @@ class ProgramTrial:
             context_lens=context_lens,
             num_decode_rows=sum(length == 1 for length in query_lens),
             logit_rows=np.sort(self._random.permutation(num_tokens)[: size.logits]),
-            slots=[own[each % len(own)] for each in self._random.integers(1, 99, len(query_lens))],
+            slots=own_of_rows,
             slot_lens=query_lens,
+            segments=self._random.integers(0, 2, num_tokens) if self._is_whole else None,
         )
 
     def compare(
