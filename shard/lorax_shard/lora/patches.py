@@ -21,6 +21,7 @@ from lorax_shard.lora.assignment import Assignment, LoraStep
 from lorax_shard.lora.backend import GroupWeights, LoraGroup
 from lorax_shard.lora.prepared import EmbeddingChange, LinearChange, VectorChange
 from lorax_shard.lora.sites import Site
+from lorax_shard.lora.stacked import StackedWeights, are_narrow
 
 _Change = TypeVar("_Change", LinearChange, EmbeddingChange, VectorChange)
 
@@ -222,12 +223,19 @@ class LinearPatch(Patch[LinearChange]):
         self._group, self._member = group, member
         # Bit s is set if slot s has a low-rank part here.
         self._low_rank = 0
+        # What was made of the weights of the latest step's slots; until a slot changes.
+        self._stacked: StackedWeights | None = None
         group.join(self)
 
     @property
     def has_changes(self) -> bool:
         """Whether some slot changes more than its low-rank part adds."""
         return bool(self._changes)
+
+    def load(self, slot: int, change: LinearChange) -> None:
+        """Change the module for rows of ``slot``."""
+        self._stacked = None
+        super().load(slot, change)
 
     def load_low_rank(self, slot: int) -> None:
         """Note that the group has a low-rank part of this slot for this member."""
@@ -237,30 +245,40 @@ class LinearPatch(Patch[LinearChange]):
     def unload(self, slot: int) -> None:
         """Let a slot's change go; no error if it has none."""
         self._low_rank &= ~(1 << slot)
+        self._stacked = None
         super().unload(slot)
 
     def compute(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
         """Compute the base for all rows, then change those of the slots."""
         y = self._base(x)
-        width = y.shape[-1]
-        flat = y.view(-1, width)
+        flat = y.view(-1, y.shape[-1])
         self._check_rows(flat.shape[0], rows)
         if self._changes:
             flat = self._change(x.reshape(rows.num_rows, -1), flat, rows)
         if self._low_rank & rows.mask or rows.is_fixed:
             self._group.add(self._member, x, flat, rows)
-        return y if flat.shape[1] == width else flat.view(*y.shape[:-1], -1)
+        return flat.view(*y.shape[:-1], -1)
 
     def _change(self, x: torch.Tensor, y: torch.Tensor, rows: Assignment) -> torch.Tensor:
-        changes = [(rows.rows(s), self._changes[s]) for s in rows.slots if s in self._changes]
-        weights = (change.weight for _, change in changes)
+        slots = tuple(slot for slot in rows.slots if slot in self._changes)
+        weights = (self._changes[slot].weight for slot in slots)
         width = max((weight.shape[0] for weight in weights if weight is not None), default=0)
         if width > y.shape[1]:
             # Other rows do not have these tokens: their logits stay impossible.
             y = functional.pad(y, (0, width - y.shape[1]), value=float("-inf"))
-        for at, change in changes:
-            _change_rows(change, at, x, y)
+        if (stacked := self._stack(slots, y.shape[1])) is not None:
+            return stacked.compute(x, y, rows)
+        for slot in slots:
+            _change_rows(self._changes[slot], rows.rows(slot), x, y)
         return y
+
+    def _stack(self, slots: tuple[int, ...], width: int) -> StackedWeights | None:
+        """Return the weights of slots as one; None: they are not to be computed so."""
+        if self._stacked is None or self._stacked.slots != slots:
+            changes = [self._changes[slot] for slot in slots]
+            is_one = are_narrow(changes)
+            self._stacked = StackedWeights.of(slots, changes, width) if is_one else None
+        return self._stacked
 
 
 def _change_rows(
