@@ -53,6 +53,9 @@ async def _generate_each(
         async with room:
             return await service.generate(request)
 
+    if len(requests) == 1:
+        # Nobody runs beside it.
+        return [await generate(requests[0])]
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(generate(each)) for each in requests]
