@@ -49,10 +49,8 @@ def loaded(path: Path, task: str = "auto") -> HFPagedModel:
 def states_of(model: HFPagedModel, numbers: PassNumbers) -> torch.Tensor | None:
     """Return what a program gives for all tokens of a pass; None: no program computes it."""
     assert model.graphs is not None
-    if model.graphs.run(numbers) is None:
-        return None
-    assert model.graphs.states is not None
-    return model.graphs.states.clone()
+    found = model.graphs.run_with_states(numbers)
+    return None if found is None else found[1].clone()
 
 
 def launched_states(model: HFPagedModel, numbers: PassNumbers) -> torch.Tensor:
