@@ -40,8 +40,12 @@ class Assignment:
 
     is_fixed = False
 
-    def __init__(self, slot_of_row: IdArray, device: torch.device) -> None:
+    def __init__(
+        self, slot_of_row: IdArray, device: torch.device, slots: tuple[int, ...] | None = None
+    ) -> None:
+        """``slots``: those that have rows, ascending, where they are known already."""
         self.slot_of_row = slot_of_row
+        self._known_slots = slots
         self.num_rows = len(slot_of_row)
         self.device = device
         # The slots on the device, where somebody asked for them there.
@@ -60,6 +64,8 @@ class Assignment:
     @functools.cached_property
     def slots(self) -> tuple[int, ...]:
         """The slots that have rows here, ascending."""
+        if self._known_slots is not None:
+            return self._known_slots
         return tuple(sorted({segment.slot for segment in self.segments}))
 
     @functools.cached_property
@@ -130,11 +136,12 @@ def make_step(
     ``logit_rows`` are the token numbers that the head computes; None: all of them. Returns
     None when no run has a slot.
     """
-    of_run = np.array([BASE if slot is None else slot for slot in slots], dtype=np.int64)
-    if (of_run == BASE).all():
+    of_run = [BASE if slot is None else slot for slot in slots]
+    if set(of_run) <= {BASE}:
         return None
-    of_token = np.repeat(of_run, np.asarray(lens, dtype=np.int64))
-    return LoraStep(Assignment(of_token, device), logit_rows)
+    of_token = np.repeat(np.array(of_run, dtype=np.int64), np.asarray(lens, dtype=np.int64))
+    present = {slot for slot, length in zip(of_run, lens, strict=True) if length} - {BASE}
+    return LoraStep(Assignment(of_token, device, tuple(sorted(present))), logit_rows)
 
 
 def _segments(slot_of_row: IdArray) -> list[Segment]:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 
 from lorax_shard.lora.assignment import Assignment, IdArray
-from lorax_shard.mixture.pairs import Pairs
+from lorax_shard.mixture.pairs import Pairs, ToldFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,12 @@ class LoraGroup(ABC):
         for member, start in enumerate(columns):
             self.expand(shrunk, member, y[:, start:], rows)
 
-    def call(
-        self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor, rows: Assignment
-    ) -> tuple[int, bytes] | None:
-        """Return what adds the low-rank outputs of the only member to ``y``, as an Addition does."""
+    @property
+    def told(self) -> ToldFunction | None:
+        """What adds the outputs of the only member to a product of pairs when it is there.
+
+        For the pairs that the backend assigned last, or was told of. None: there is nothing native.
+        """
         return None
 
     def reserve(self, *, ranks: int, widths: list[int]) -> None:
@@ -221,6 +223,18 @@ class LoraBackend(ABC):
         As ``assign``: the slot of a pair is its token's slot * per_slot + its expert.
         """
         return self.assign(pairs.numbers(slots, per_slot))
+
+    def told_of_pairs(self, num_pairs: int, per_slot: int) -> ToldFunction | None:
+        """Return what is told of a step's pairs as they are made, instead of ``assign_pairs``.
+
+        Then ``told_pairs`` are their rows. None: there is nothing native.
+        """
+        return None
+
+    @property
+    def told_pairs(self) -> Assignment:
+        """The rows of the pairs that were told of last; the same object each time."""
+        raise RuntimeError(f"the LoRA backend {self.name!r} is told of no pairs")
 
     @abstractmethod
     def make_group(self, num_members: int) -> LoraGroup:

@@ -19,7 +19,7 @@ import torch
 from lorax_shard.lora.assignment import Assignment, FixedAssignment, IdArray
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.host_rows import Extent, HostLines, HostRows, HostTable
-from lorax_shard.mixture.pairs import Pairs
+from lorax_shard.mixture.pairs import Pairs, ToldFunction
 from lorax_shard.native import NativeFunction, load_library
 from lorax_shard.numbers import TYPES
 
@@ -46,12 +46,15 @@ class CppGroup(LoraGroup):
 
     is_fused = True
 
-    def __init__(self, lines: HostLines, extent: Extent) -> None:
+    def __init__(self, lines: HostLines, extent: Extent, pairs: HostRows) -> None:
         self._lines, self._extent = lines, extent
         # Keeps alive what the table has addresses of.
         self._weights: dict[int, GroupWeights | ExpertsWeights] = {}
         # Where members begin, by the columns asked for.
         self._columns: dict[tuple[int, ...], torch.Tensor] = {}
+        # All that the kernel needs to find the rows of pairs in this group.
+        self._own = torch.tensor([lines.address, pairs.address, self._starts((0,))])
+        self._told = ToldFunction(_library().add_team, self._own.data_ptr())
 
     def load(self, slot: int, weights: GroupWeights) -> None:
         """Write the slot's line."""
@@ -90,12 +93,10 @@ class CppGroup(LoraGroup):
             layout.write(rows.slot_of_row)
         return layout
 
-    def call(
-        self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor, rows: Assignment
-    ) -> tuple[int, bytes] | None:
-        """Return the kernel; inputs are read where they lie."""
-        fields = self._fields(self._layout(rows), x, tokens, y, 0, (0,))
-        return _library().apply.team_address, fields
+    @property
+    def told(self) -> ToldFunction:
+        """Return the kernel, and where it looks slots and rows up."""
+        return self._told
 
     def expand(self, shrunk: Any, member: int, y: torch.Tensor, rows: Assignment) -> None:
         """Add one member's outputs."""
@@ -112,13 +113,12 @@ class CppGroup(LoraGroup):
     ) -> None:
         if shrunk is not None:
             x, shrunk.x = shrunk.x, None
-            _library().apply(self._fields(shrunk.layout, x, None, y, member, columns))
+            _library().apply(self._fields(shrunk.layout, x, y, member, columns))
 
     def _fields(
         self,
         layout: HostRows,
         x: torch.Tensor | None,
-        tokens: torch.Tensor | None,
         y: torch.Tensor,
         member: int,
         columns: tuple[int, ...],
@@ -129,7 +129,7 @@ class CppGroup(LoraGroup):
             self._lines.address, layout.address,
             0 if x is None else x.data_ptr(), 0 if x is None else x.stride(0),
             y.data_ptr(), y.stride(0), self._starts(columns), member, len(columns),
-            torch.get_num_threads(), 0 if tokens is None else tokens.data_ptr(),
+            torch.get_num_threads(), 0,
         )  # fmt: skip
 
     def _starts(self, columns: tuple[int, ...]) -> int:
@@ -199,9 +199,18 @@ class CppLora(LoraBackend):
         self._pairs.write_pairs(slots, pairs.tokens, pairs.experts, per_slot)
         return self._of_pairs
 
+    def told_of_pairs(self, num_pairs: int, per_slot: int) -> ToldFunction:
+        """Return what lays out pairs where the last ones lay."""
+        return ToldFunction(_library().lay_out_pairs, self._pairs.expect_pairs(num_pairs, per_slot))
+
+    @property
+    def told_pairs(self) -> Assignment:
+        """The same as ``assign_pairs`` returns."""
+        return self._of_pairs
+
     def make_group(self, num_members: int) -> CppGroup:
         """Return an empty group."""
-        return CppGroup(self._table.join(num_members), self._extent)
+        return CppGroup(self._table.join(num_members), self._extent, self._pairs)
 
 
 class _Library(NamedTuple):
@@ -212,6 +221,9 @@ class _Library(NamedTuple):
     lay_out: Callable[[bytes], None]
     # Writes a matrix in panels, in this thread.
     pack: Callable[[bytes], None]
+    # Addresses of what is told of pairs when they are made, and of their products.
+    lay_out_pairs: int
+    add_team: int
 
 
 @functools.cache
@@ -223,4 +235,6 @@ def _library() -> _Library:
     others: list[Any] = [library.lorax_lora_lay_out, library.lorax_lora_pack]
     for function in others:
         function.argtypes, function.restype = (ctypes.c_char_p,), None
-    return _Library(NativeFunction(library, _KERNEL, is_by_row=True), *others)
+    told = (library.lorax_lora_lay_out_pairs, library.lorax_lora_add_team)
+    addresses = (ctypes.cast(each, ctypes.c_void_p).value or 0 for each in told)
+    return _Library(NativeFunction(library, _KERNEL, is_by_row=True), *others, *addresses)

@@ -9,6 +9,7 @@ bytes only those of experts are read that the step's tokens go to.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,9 @@ from lorax_shard.lora.assignment import BASE, Assignment
 from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.patches import CurrentStep, ModulePatch
 from lorax_shard.lora.sites import Site
-from lorax_shard.mixture.forward import Additions, compute
+from lorax_shard.mixture.forward import compute
 from lorax_shard.mixture.layout import ExpertsLayout
-from lorax_shard.mixture.pairs import Pairs, route
+from lorax_shard.mixture.pairs import Pairs, ToldFunction, route
 from lorax_shard.transfer import to_device
 
 
@@ -46,6 +47,8 @@ class ExpertsPatch(ModulePatch):
         self._loaded: dict[int, list[str]] = {}
         self._widths = {name: site.widths[1] for name, site in sites.items()}
         self._names = dict(zip((layout.up, layout.down), sites, strict=True))
+        # Made once: it is the same for all steps whose pairs are laid out as they are made.
+        self._of_told: Mapping[str, FactorsOfPairs] | None = None
 
     def load_part(self, slot: int, name: str, weights: ExpertsWeights) -> None:
         """Take a slot's matrices for one of the block's parameters."""
@@ -78,12 +81,8 @@ class ExpertsPatch(ModulePatch):
     ) -> torch.Tensor:
         """Compute tokens (T x hidden) of which each goes to k experts (T x k)."""
         self._check_rows(len(x), rows)
-        slots = _slots(rows, x.device)
-
-        def adding(pairs: Pairs) -> Additions:
-            return self._additions(pairs, slots)
-
-        return compute(self.site.module, self._layout, x, chosen, weights, adding)
+        add = AdditionsOfStep(self, _slots(rows, x.device))
+        return compute(self.site.module, self._layout, x, chosen, weights, add)
 
     def _repeated(self, x: torch.Tensor, rows: Assignment) -> torch.Tensor:
         """Compute all tokens at each expert: (experts * T) x hidden, zeros where one does not go."""
@@ -93,45 +92,66 @@ class ExpertsPatch(ModulePatch):
         experts = torch.arange(num_experts, device=x.device).repeat_interleave(rows.num_rows)
         slots = torch.where(x.any(1), _slots(rows, x.device).repeat(num_experts), BASE)
         up, down = (module.get_parameter(each) for each in (self._layout.up, self._layout.down))
-        pairs = route(experts[:, None], x, up, down)
-        add = self._additions(pairs, slots)
+        additions = AdditionsOfStep(self, slots)
+        pairs = route(experts[:, None], x, up, down, add=additions)
+        add = additions.of(pairs)
         y = pairs.multiply(x, None, up, add[self._layout.up], in_first=True)
         gate, up = y.chunk(2, dim=-1)
         x = up * module.act_fn(gate)
         return pairs.multiply(x, None, down, add[self._layout.down], in_first=True)
 
-    def _additions(self, pairs: Pairs, slots: torch.Tensor) -> Additions:
+    def told(self, num_pairs: int) -> ToldFunction | None:
+        """Return what lays out the pairs of a step as soon as they are made; None: nothing does."""
+        return self._backend.told_of_pairs(num_pairs, self._per_slot)
+
+    def additions(self, pairs: Pairs, slots: torch.Tensor) -> Mapping[str, FactorsOfPairs]:
         """Return what the adapters of a step add, by parameter; ``slots`` are its tokens'."""
-        assigned = self._backend.assign_pairs(pairs, slots, self._per_slot)
+        if not pairs.is_told:
+            return self._factors(self._backend.assign_pairs(pairs, slots, self._per_slot))
+        if self._of_told is None:
+            self._of_told = self._factors(self._backend.told_pairs)
+        return self._of_told
+
+    def _factors(self, rows: Assignment) -> Mapping[str, FactorsOfPairs]:
         return {
-            name: FactorsOfPairs(self._groups[of_site], assigned)
+            name: FactorsOfPairs(self._groups[of_site], rows)
             for name, of_site in self._names.items()
         }
 
 
-class FactorsOfPairs(NamedTuple):
+class AdditionsOfStep(NamedTuple):
+    """What the adapters of a step add to a block of experts."""
+
+    patch: ExpertsPatch
+    slots: torch.Tensor
+
+    def told(self, num_pairs: int) -> ToldFunction | None:
+        """Return what is told of the pairs as soon as they are made."""
+        return self.patch.told(num_pairs)
+
+    def of(self, pairs: Pairs) -> Mapping[str, FactorsOfPairs]:
+        """Return what is added to products, by parameter."""
+        return self.patch.additions(pairs, self.slots)
+
+
+class FactorsOfPairs:
     """What one parameter's low-rank matrices add to the product of a step's pairs."""
 
-    group: LoraGroup
-    rows: Assignment
-
-    def call(
-        self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor
-    ) -> tuple[int, bytes] | None:
-        """Return the native function and its fields, if the backend has one."""
-        return self.group.call(x, tokens, y, self.rows)
+    def __init__(self, group: LoraGroup, rows: Assignment) -> None:
+        self._group, self._rows = group, rows
+        self.told = group.told
 
     def add(self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor) -> None:
         """Add to ``y`` now."""
         x = x if tokens is None else x[tokens]
-        self.group.expand(self.group.shrink(x, self.rows), 0, y, self.rows)
+        self._group.expand(self._group.shrink(x, self._rows), 0, y, self._rows)
 
 
 def _slots(rows: Assignment, device: torch.device) -> torch.Tensor:
     """Return the slot of each token on the device; sent there once a step."""
     if rows.slots_there is None:
         rows.slots_there = to_device(torch.from_numpy(rows.slot_of_row), device)
-    return rows.slots_there
+    return rows.slots_there.contiguous()
 
 
 class RouterPatch(ModulePatch):

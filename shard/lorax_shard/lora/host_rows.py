@@ -52,6 +52,9 @@ class HostRows:
         self._numbers: IdArray = np.zeros(0, dtype=np.int64)
         self._shrunk = torch.empty(0)
         self._group_of_slot = torch.empty(0, dtype=torch.int64)
+        # PairsLayout, of so many slots and their distance.
+        self._of_pairs = torch.zeros(4, dtype=torch.int64)
+        self._of_pairs_made = (-1, -1)
 
     def write(self, slot_of_row: IdArray) -> None:
         """Take the rows of another step (T slots, negative: none)."""
@@ -68,6 +71,16 @@ class HostRows:
         slots, tokens, experts = slots.contiguous(), tokens.contiguous(), experts.contiguous()
         pairs = (tokens.data_ptr(), experts.data_ptr(), per_slot)
         self._write(slots.data_ptr(), len(tokens), pairs)
+
+    def expect_pairs(self, num_pairs: int, per_slot: int) -> int:
+        """Have room for pairs, and return the address of what their layout is told of its own."""
+        self._have_room(num_pairs)
+        groups = self._group_of_slot
+        made = (len(groups), per_slot)
+        if made != self._of_pairs_made:
+            self._of_pairs[:] = torch.tensor([self.address, groups.data_ptr(), *made])
+            self._of_pairs_made = made
+        return self._of_pairs.data_ptr()
 
     def _write(self, slots: int, num_rows: int, pairs: tuple[int, int, int]) -> None:
         self._have_room(num_rows)

@@ -2,7 +2,7 @@
 //
 // Rows are grouped by adapter slot: group g has slot slots[g] and the rows
 // rows[starts[g]] .. rows[starts[g + 1] - 1]. What a slot holds stands in a table of
-// numbers, one line a slot (see Line below), so that nothing is looked up from outside.
+// numbers, one line a slot (table.h), so that nothing is looked up from outside.
 //   shrink: h[i]       = x[rows[i]] . A^T              A: R x in
 //   expand: y[rows[i]] += scale * h[i, part] . B       B: r x out
 // Each matrix is read where it lies, once for up to block_rows rows that share it.
@@ -17,68 +17,15 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../mixture/told.h"
 #include "panels.h"
+#include "table.h"
 
 namespace {
 
-// What is added to the type of a matrix that lies in panels.
-constexpr int64_t in_panels = 8;
-
-// A line: address of A, R, type of A, then for each member: address of B, r, where it begins in
-// R, out, type of B, scale (a double). A slot that is not loaded has R = 0; a member without a
-// low-rank part has r = 0.
-struct Line {
-    const int64_t* at;
-    static constexpr int64_t head = 3, part = 6;
-    const void* a() const { return reinterpret_cast<const void*>(at[0]); }
-    int64_t num_ranks() const { return at[1]; }
-    int64_t type() const { return at[2]; }
-    const int64_t* of(int64_t member) const { return at + head + part * member; }
-    const void* b(int64_t member) const { return reinterpret_cast<const void*>(of(member)[0]); }
-    int64_t rank(int64_t member) const { return of(member)[1]; }
-    int64_t offset(int64_t member) const { return of(member)[2]; }
-    int64_t width(int64_t member) const { return of(member)[3]; }
-    int64_t b_type(int64_t member) const { return of(member)[4]; }
-    // Where B of the last of some members ends that has one.
-    const char* end(int64_t num_members) const {
-        while (num_members > 1 && rank(num_members - 1) == 0) --num_members;
-        const int64_t last = num_members - 1;
-        const int64_t bytes = b_type(last) % in_panels == is_float32 ? 4 : 2;
-        return static_cast<const char*>(b(last)) + rank(last) * width(last) * bytes;
-    }
-    float scale(int64_t member) const {
-        double scale;
-        std::memcpy(&scale, of(member) + 5, sizeof scale);
-        return static_cast<float>(scale);
-    }
-};
-
-// What a group of linears keeps from step to step.
-struct Table {
-    const int64_t* lines;
-    int64_t line_size;
-    int64_t num_lines;   // slots from here on were never loaded in this group
-    int64_t num_loaded;  // lines that are in use
-    int64_t width_in;
-    int64_t num_members;
-};
-
-// Which rows of a step belong to which slot, and the shrunk rows.
-struct Layout {
-    int64_t* slots;
-    int64_t* starts;
-    int64_t* rows;
-    int64_t num_groups;
-    float* h;  // one row after the other, in the order of `rows`
-    int64_t h_stride;
-};
-
-// Of a slot that is not loaded; whoever reads R = 0 reads no further.
-constexpr int64_t no_line[2] = {0, 0};
-
 // Rows for which a matrix is read once: their inputs stay in the second cache.
 constexpr int64_t block_rows = 48;
-// Up to here memory sets the pace, and is asked for where the thread reads next.
+// Up to here memory sets the pace.
 constexpr int64_t few_rows = 4;
 
 // Calls `use` with the address of a matrix and whether it lies in panels.
@@ -128,6 +75,16 @@ class Rows {
             x[i] = call.x + (call.x_rows ? call.x_rows[row] : row) * call.x_stride;
             y[i] = call.y + row * call.y_stride;
             h[i] = layout.h + (block.first + i) * layout.h_stride;
+        }
+    }
+
+    // Has memory, or another thread's cache, send what a member adds to, while x is shrunk.
+    void ask_for_outputs(int64_t member) const {
+        const int64_t width = line.rank(member) ? line.width(member) : 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const float* at = y[i] + call.columns[member - call.first_member];
+            for (int64_t column = 0; column < width; column += line_bytes / 4)
+                __builtin_prefetch(at + column, 1);
         }
     }
 
@@ -249,6 +206,15 @@ class Plan {
 
     bool is_worth_threads() const { return work > too_little; }
 
+    // Has memory send what a thread reads first, as far as that is known.
+    void ask_for_first(int64_t num_threads) const {
+        if (!is_worth_threads() || !is_even(num_threads) || !are_equal()) return;
+        const int64_t first = first_of(omp_get_thread_num(), num_threads);
+        if (first == num_blocks) return;
+        const char* at = static_cast<const char*>(Blocks(call).at(first).line.a());
+        for (int64_t byte = 0; byte < ahead; byte += line_bytes) __builtin_prefetch(at + byte);
+    }
+
     // Called by all threads of a team.
     void run(int64_t num_threads) const {
         if (work == 0) return;
@@ -257,9 +223,9 @@ class Plan {
             run_blocks();
         } else if (!is_even(num_threads)) {
             run_pieces();
-        } else if (cost == most_cost * num_blocks) {
+        } else if (are_equal()) {
             const int64_t thread = omp_get_thread_num();
-            run_blocks(num_blocks * thread / num_threads, num_blocks * (thread + 1) / num_threads);
+            run_blocks(first_of(thread, num_threads), first_of(thread + 1, num_threads));
 #pragma omp barrier
         } else {
             Blocks blocks(call), nexts(call);
@@ -296,6 +262,13 @@ class Plan {
         most_cost = std::max(most_cost, (Blocks::rows_a_block(rows, count) + rows_of_reading) * size);
     }
 
+    // Whether all blocks cost the same: then threads share them beforehand.
+    bool are_equal() const { return cost == most_cost * num_blocks; }
+
+    int64_t first_of(int64_t thread, int64_t num_threads) const {
+        return num_blocks * thread / num_threads;
+    }
+
     // Whether whole blocks, taken one by one, keep all threads about equally busy. No thread has
     // more than the most blocks of the largest size, nor takes one when it has had its share.
     bool is_even(int64_t num_threads) const {
@@ -319,6 +292,8 @@ class Plan {
 
     void run_block(const Block& block, const void* next) const {
         const Rows rows(call, block, next == block.line.a() ? nullptr : next);
+        for (int64_t member = call.first_member; member < end_member(); ++member)
+            if (block.count <= few_rows) rows.ask_for_outputs(member);
         if (call.x) rows.shrink(0, block.line.num_ranks());
         for (int64_t member = call.first_member; member < end_member(); ++member)
             if (block.line.rank(member)) rows.expand(member, 0, block.line.width(member));
@@ -408,6 +383,21 @@ extern "C" void lorax_lora_lay_out(const LayoutCall* call) {
     for (int64_t group = 0; group < layout.num_groups; ++group) group_of[layout.slots[group]] = -1;
 }
 
+// What lays out the pairs of a step, beside what it is told of them: see LayoutCall.
+struct PairsLayout {
+    Layout* layout;  // with room for all of them
+    int64_t* group_of_slot;
+    int64_t num_slots;
+    int64_t per_slot;
+};
+
+extern "C" void lorax_lora_lay_out_pairs(const PairsMade* made) {
+    const PairsLayout& own = *static_cast<const PairsLayout*>(made->own);
+    const LayoutCall call{own.layout,    made->slots,  made->num_pairs, own.group_of_slot,
+                          own.num_slots, made->tokens, made->experts,   own.per_slot};
+    lorax_lora_lay_out(&call);
+}
+
 // What Python hands over with a matrix that shall lie in panels.
 struct PackCall {
     const void* from;
@@ -429,6 +419,27 @@ extern "C" void lorax_lora_pack(const PackCall* call) {
 // Called by all threads of a team; outside of one it computes alone.
 extern "C" void lorax_lora_apply_team(const LoraCall* call) {
     Plan(*call).run(omp_get_num_threads());
+}
+
+// What adds to the product of a step's pairs: the group of one linear, and how they are laid out.
+struct PairsAddition {
+    const Table* table;
+    const Layout* layout;
+    const int64_t* columns;
+};
+
+// Called by all threads of a team.
+extern "C" void lorax_lora_add_team(const ProductMade* made) {
+    const PairsAddition& own = *static_cast<const PairsAddition*>(made->own);
+    LoraCall call{own.table, own.layout, made->x, made->x_stride, made->y, made->y_stride};
+    call.columns = own.columns;
+    call.num_members = 1;
+    call.x_rows = made->tokens;
+    const Plan plan(call);
+    // What can be found out before is, where threads wait for each other.
+    plan.ask_for_first(omp_get_num_threads());
+#pragma omp barrier
+    plan.run(omp_get_num_threads());
 }
 
 extern "C" void lorax_lora_apply(const LoraCall* call) {

@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "../numbers/dots.h"
+#include "told.h"
 
 // What Python hands over: all fields have eight bytes.
 struct PairsCall {
@@ -26,6 +27,9 @@ struct PairsCall {
     int64_t* tokens;   // of each pair
     int64_t* experts;  // of each pair
     int64_t* places;   // tokens x k: which pair it is
+    void (*then)(const PairsMade*);  // told when they are there; null: nobody
+    const int64_t* slots;            // of tokens, for `then`
+    const void* own;
 };
 
 // y[i] = W[expert of i] . x[token of i]
@@ -42,8 +46,8 @@ struct ProductCall {
     int64_t num_in;
     int64_t num_out;
     int64_t num_threads;
-    // What all threads do when y is there, told by fields behind these; null: nothing.
-    void (*then)(const void*);
+    void (*then)(const ProductMade*);  // what all threads do beside it; null: nothing
+    const void* own;
 };
 
 // out[t] = sum over j of weights[t, j] * y[places[t, j]]
@@ -224,6 +228,10 @@ extern "C" void lorax_experts_pairs(const PairsCall* call) {
         call->experts[pair] = call->chosen[i];
         call->places[i] = pair;
     }
+    if (call->then) {
+        const PairsMade made{call->tokens, call->experts, num_pairs, call->slots, call->own};
+        call->then(&made);
+    }
 }
 
 extern "C" void lorax_experts_product(const ProductCall* call) {
@@ -231,13 +239,12 @@ extern "C" void lorax_experts_product(const ProductCall* call) {
     const bool is_little = num_pairs * call->num_in * call->num_out < too_little;
     with_type(call->type, call->weight, [&](auto* weights) {
         const Shares shares(*call, weights);
+        const ProductMade made{call->x, call->x_stride, call->tokens,
+                               call->y, call->num_out,  call->own};
 #pragma omp parallel num_threads(is_little ? 1 : call->num_threads)
         {
             shares.run();
-            if (call->then) {
-#pragma omp barrier
-                call->then(call + 1);
-            }
+            if (call->then) call->then(&made);
         }
     });
 }

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from lorax_shard.mixture.layout import ExpertsLayout
-from lorax_shard.mixture.pairs import Addition, Pairs, route
-
-# What is added to the products of parameters, by their names.
-Additions = Mapping[str, Addition]
+from lorax_shard.mixture.pairs import Additions, Pairs, route
 
 
 def compute(
@@ -20,15 +16,15 @@ def compute(
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
-    adding: Callable[[Pairs], Additions] | None = None,
+    additions: Additions | None = None,
 ) -> torch.Tensor:
     """Compute T x hidden for tokens of which each goes to k experts (T x k).
 
-    ``adding`` is asked once, with the step's pairs, for what is added to products.
+    ``additions`` are made to the products of parameters.
     """
     weights = [module.get_parameter(name) for name in (layout.up, layout.down)]
-    pairs = route(top_k_index, hidden_states, *weights)
-    add: Additions = {} if adding is None else adding(pairs)
+    pairs = route(top_k_index, hidden_states, *weights, add=additions)
+    add = {} if additions is None else additions.of(pairs)
     in_first = layout.is_in_first
     y = pairs.multiply(
         hidden_states, pairs.tokens, weights[0], add.get(layout.up), in_first=in_first

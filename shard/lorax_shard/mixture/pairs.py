@@ -11,7 +11,7 @@ import ctypes
 import functools
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,31 +23,55 @@ from lorax_shard.numbers import TYPES
 
 _SOURCE = Path(__file__).with_name("experts.cpp")
 # The fields of PairsCall, ProductCall and CombineCall.
-_PAIRS_FIELDS = struct.Struct("=8q").pack
-_PRODUCT_FIELDS = struct.Struct("=13q").pack
+_PAIRS_FIELDS = struct.Struct("=11q").pack
+_PRODUCT_FIELDS = struct.Struct("=14q").pack
 _COMBINE_FIELDS = struct.Struct("=8q").pack
-# No function, and no fields.
-_NOTHING = 0, b""
+
+
+class ToldFunction(NamedTuple):
+    """A native function that is told what was made (``told.h``): its address, and of what is its own."""
+
+    function: int
+    own: int
+
+
+# None.
+_NOBODY = ToldFunction(0, 0)
 
 
 class Addition(Protocol):
     """What is added to the product of some pairs."""
 
-    def call(
-        self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor
-    ) -> tuple[int, bytes] | None:
-        """Return a native function that adds to ``y``, and its fields; None: there is none.
+    @property
+    def told(self) -> ToldFunction | None:
+        """What adds to the product, in all threads of the team that makes it; None: ``add`` does."""
 
-        A team of threads calls it when the product is there (``NativeFunction.team_address``).
+    def add(self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor) -> None:
+        """Add to ``y`` now.
+
         Row i of the product (pairs x out) has the input x[tokens[i]], without ``tokens`` x[i].
         """
 
-    def add(self, x: torch.Tensor, tokens: torch.Tensor | None, y: torch.Tensor) -> None:
-        """Add to ``y`` now."""
+
+class Additions(Protocol):
+    """What is added to the products of a step's pairs."""
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """Of the step's tokens (T int64, contiguous)."""
+
+    def told(self, num_pairs: int) -> ToldFunction | None:
+        """Return what is told of the pairs as soon as they are made, if it can be native."""
+
+    def of(self, pairs: Pairs) -> Mapping[str, Addition]:
+        """Return what is added to products, by the names of their parameters."""
 
 
 class Pairs(ABC):
     """The pairs of one step at one block of experts."""
+
+    # Whether what is added to their products was told of them when they were made.
+    is_told = False
 
     def __init__(self, experts: torch.Tensor, tokens: torch.Tensor, ends: torch.Tensor) -> None:
         # Of each pair, and where those of each expert end.
@@ -122,16 +146,22 @@ class CpuPairs(Pairs):
     What a pair gets is the same to the last bit whatever pairs come beside it.
     """
 
-    def __init__(self, chosen: torch.Tensor, num_experts: int) -> None:
-        """Sort tokens by the experts that they go to (T x k)."""
+    def __init__(
+        self, chosen: torch.Tensor, num_experts: int, add: Additions | None = None
+    ) -> None:
+        """Sort tokens by the experts that they go to (T x k), and tell what will be added."""
         (num_tokens, k), chosen = chosen.shape, chosen.to(torch.int64).contiguous()
         ends = torch.empty(num_experts, dtype=torch.int64)
         experts, tokens, self._places = torch.empty(3, num_tokens * k, dtype=torch.int64).unbind()
         super().__init__(experts, tokens, ends)
+        told = None if add is None else add.told(num_tokens * k)
+        self.is_told = told is not None
+        function, own = told or _NOBODY
         _library().pairs(
             _PAIRS_FIELDS(
                 chosen.data_ptr(), num_tokens, k, num_experts, ends.data_ptr(),
                 tokens.data_ptr(), experts.data_ptr(), self._places.data_ptr(),
+                function, 0 if add is None else add.slots.data_ptr(), own,
             )
         )  # fmt: skip
 
@@ -149,13 +179,14 @@ class CpuPairs(Pairs):
         num_experts, one, other = weight.shape
         num_in, num_out = (one, other) if in_first else (other, one)
         y = torch.empty(len(self.experts), num_out)
-        then, fields = (None if add is None else add.call(x, tokens, y)) or _NOTHING
+        then, own = (None if add is None else add.told) or _NOBODY
         _library().product(
             _PRODUCT_FIELDS(
                 x.data_ptr(), x.stride(0), 0 if tokens is None else tokens.data_ptr(),
                 weight.data_ptr(), TYPES[weight.dtype], in_first, y.data_ptr(),
                 self.ends.data_ptr(), num_experts, num_in, num_out, torch.get_num_threads(), then,
-            ) + fields
+                own,
+            )
         )  # fmt: skip
         if add is not None and not then:
             add.add(x, tokens, y)
@@ -175,10 +206,16 @@ class CpuPairs(Pairs):
         return out
 
 
-def route(chosen: torch.Tensor, x: torch.Tensor, *weights: torch.Tensor) -> Pairs:
-    """Return the pairs of tokens x (T x in) with experts that have such matrices."""
-    kind = CpuPairs if can_be_native(x, *weights) else TorchPairs
-    return kind(chosen, len(weights[0]))
+def route(
+    chosen: torch.Tensor, x: torch.Tensor, *weights: torch.Tensor, add: Additions | None = None
+) -> Pairs:
+    """Return the pairs of tokens x (T x in) with experts that have such matrices.
+
+    ``add``: what their products will be added to, which is told of them here if that can be.
+    """
+    if can_be_native(x, *weights):
+        return CpuPairs(chosen, len(weights[0]), add)
+    return TorchPairs(chosen, len(weights[0]))
 
 
 def can_be_native(x: torch.Tensor, *weights: torch.Tensor) -> bool:

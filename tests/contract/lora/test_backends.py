@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ import torch
 
 from lorax_shard.lora import registry
 from lorax_shard.lora.assignment import Assignment
-from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend
+from lorax_shard.lora.backend import ExpertsWeights, GroupWeights, LoraBackend, LoraGroup
 from lorax_shard.lora.experts import FactorsOfPairs
-from lorax_shard.mixture.pairs import CpuPairs, Pairs, TorchPairs, probe
+from lorax_shard.mixture.pairs import CpuPairs, Pairs, ToldFunction, TorchPairs, probe
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Largest difference to the oracle, relative to the largest output. With 16 bits the shrunk rows
@@ -329,6 +330,24 @@ def test_experts_are_loaded_together(
     check({number: weights for number, weights in each.items() if number >= 12})
 
 
+class OfStep(NamedTuple):
+    """What the adapters of a step add to pairs, which are told of as they are made."""
+
+    group: LoraGroup
+    backend: LoraBackend
+    slots: torch.Tensor
+    per_slot: int
+
+    def told(self, num_pairs: int) -> ToldFunction | None:
+        return self.backend.told_of_pairs(num_pairs, self.per_slot)
+
+    def of(self, pairs: Pairs) -> dict[str, FactorsOfPairs]:
+        if pairs.is_told:
+            return {"up": FactorsOfPairs(self.group, self.backend.told_pairs)}
+        rows = self.backend.assign_pairs(pairs, self.slots, self.per_slot)
+        return {"up": FactorsOfPairs(self.group, rows)}
+
+
 @pytest.mark.parametrize("num_tokens", [1, 9, 300])
 @pytest.mark.parametrize("kind", [CpuPairs, TorchPairs])
 def test_pairs_have_the_matrices_of_their_expert_in_their_tokens_slot(
@@ -339,28 +358,29 @@ def test_pairs_have_the_matrices_of_their_expert_in_their_tokens_slot(
     case, width, out, per_slot = Case("single", "nothing"), 40, 24, 7
     slots = torch.randint(-1, 3, (num_tokens,), generator=case.generator)
     chosen = torch.rand(num_tokens, 5, generator=case.generator).argsort(1)[:, :2]
-    pairs = kind(chosen.to(DEVICE), 5)
     group, each = backend.make_group(1), {}
     for slot in (0, 2):
         stack = ExpertsWeights(case.draw(5, (3 + slot) * (width + out)), width, 3 + slot)
         group.load_experts(slot * per_slot, stack)
         each |= {slot * per_slot + n: stack.of(n) for n in range(5)}
     backend.commit(DEVICE)
+    pairs, of_step = kind(chosen.to(DEVICE), 5), OfStep(group, backend, slots.to(DEVICE), per_slot)
     x, weight = case.draw(num_tokens, width), case.draw(5, out, width)
     case.slots = [
         None if slots[token] < 0 else int(slots[token]) * per_slot + expert
         for expert, token in zip(pairs.experts.tolist(), pairs.tokens.tolist(), strict=True)
     ]
 
-    def add_of(pairs: Pairs) -> FactorsOfPairs:
-        return FactorsOfPairs(group, backend.assign_pairs(pairs, slots.to(DEVICE), per_slot))
-
     # The input is the token's, then the pair's own.
     for tokens, inputs in ((pairs.tokens, x), (None, x[pairs.tokens])):
         case.x = x[pairs.tokens]
         case.base = [pairs.multiply(inputs, tokens, weight, in_first=False)]
-        y = pairs.multiply(inputs, tokens, weight, add_of(pairs), in_first=False)
+        y = pairs.multiply(inputs, tokens, weight, of_step.of(pairs)["up"], in_first=False)
         case.check(y, case.expected(0, loaded=each))
         later = case.base[0].clone()
-        add_of(pairs).add(inputs, tokens, later)
+        of_step.of(pairs)["up"].add(inputs, tokens, later)
         torch.testing.assert_close(later, y)
+        if kind is CpuPairs:
+            told = CpuPairs(chosen, 5, of_step)
+            add = of_step.of(told)["up"]
+            assert torch.equal(told.multiply(inputs, tokens, weight, add, in_first=False), y)

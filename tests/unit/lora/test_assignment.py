@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorax_shard.lora.assignment import LoraStep, Segment, make_step
+from lorax_shard.lora.assignment import Assignment, LoraStep, Segment, make_step
 
 CPU = torch.device("cpu")
 
@@ -30,6 +30,11 @@ def test_neighbours_of_one_slot_become_one_segment() -> None:
     assert tokens.slots == (2, 7)
     assert tokens.mask == 0b10000100
     assert tokens.num_rows == 11
+
+
+def test_slots_known_from_runs_are_those_that_have_rows() -> None:
+    tokens = step_of([2, 0, 1, 1], [5, 3, None, 0]).tokens
+    assert tokens.slots == (0, 5) == Assignment(tokens.slot_of_row, CPU).slots
 
 
 def test_rows_of_a_slot_are_a_slice_or_numbers() -> None:

@@ -85,6 +85,28 @@ def test_threads_change_no_bit(mix: str) -> None:
             assert torch.equal(loaded.apply(x, y, slots), expected)
 
 
+def test_threads_that_share_many_small_blocks_change_no_bit() -> None:
+    backend, generator = CppLora(), torch.Generator().manual_seed(3)
+    group = backend.make_group(1)
+    for slot in range(120):
+        rank = 8 + slot % 3
+        a, b = (torch.randn(rank, n, generator=generator) for n in (96, 70))
+        group.load(slot, GroupWeights(a, (b,)))
+    # One to three rows of each, some loaded nowhere.
+    orders = [torch.randperm(130, generator=generator)[:count] for count in (130, 70, 50)]
+    numbers = torch.cat(orders).numpy()
+    x, base = (torch.randn(250, n, generator=generator) for n in (96, 70))
+    found = []
+    for count in (1, 2, 3, 5):
+        with threads(count):
+            rows, y = Assignment(numbers, CPU), base.clone()
+            group.expand(group.shrink(x, rows), 0, y, rows)
+            found.append(y)
+    assert all(torch.equal(each, found[0]) for each in found)
+    changed = (found[0] != base).any(1)
+    assert changed.tolist() == (numbers < 120).tolist()
+
+
 @pytest.mark.parametrize("mix", MIXES)
 def test_rows_beside_it_change_no_bit_of_a_row(mix: str) -> None:
     loaded = Loaded()
