@@ -146,6 +146,30 @@ async def test_each_adapter_generates_its_own_text(tokenized: list[str]) -> None
 
 
 @in_loop
+async def test_what_a_call_is_answered_with_at_once_has_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with adapter_world(default_adapter_source="local") as world:
+        world.sources.contents["gone"] = AdapterUnavailableError(
+            Reason.NOT_FOUND, "no such adapter"
+        )
+        names = ["a", "gone", BASE_MODEL_ADAPTER_ID, "b"]
+        # The adapters come at different times.
+        await asked(world, "/embed", inputs="w1 w2", adapters=names)
+        caplog.set_level("INFO", "lorax_router.request")
+        caplog.clear()
+        await asked(world, "/embed", inputs="w1 w2", adapters=names)
+        await asked(world, "/embed", inputs=["w1 w2"], adapters=["a"])
+        records = [each for each in caplog.records if each.name == "lorax_router.request"]
+        refused, of_all, alone = (each.fields for each in records)  # type: ignore[attr-defined]
+        assert (refused["outcome"], refused["adapter"]) == ("download_adapter", "gone")
+        assert (of_all["adapters"], of_all["requests"]) == (["a", BASE_MODEL_ADAPTER_ID, "b"], 3)
+        assert of_all["prompt_tokens"] == 3 * alone["prompt_tokens"]
+        assert "adapter" not in of_all
+        assert (alone["adapter"], "requests" in alone) == ("a", False)
+
+
+@in_loop
 async def test_streams_are_of_one_adapter() -> None:
     async with adapter_world(default_adapter_source="local") as world:
         body = {"inputs": "w1", "adapters": ["a", "b"]}

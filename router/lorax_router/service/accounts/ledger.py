@@ -6,12 +6,12 @@ The metrics know how many there are; nobody else makes such lines.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from time import perf_counter
 
 from lorax_contract.tracing import SpanSink, TraceContext, read_context
-from lorax_router.service.accounts.log_line import write_line
+from lorax_router.service.accounts.log_line import write_line, write_shared_line
 from lorax_router.service.accounts.request_spans import spans_of
 from lorax_router.service.accounts.summary import RequestSummary
 from lorax_router.service.callers import ANYBODY, Caller
@@ -37,6 +37,7 @@ class RequestLedger:
         self._spans = spans
         self._model = model
         self._refusals = _Refusals(self._settle)
+        self._answers = _AnswersOfCalls(write_shared_line)
 
     def begin_trace(self, origin: Origin) -> tuple[TraceContext | None, TraceContext | None]:
         """Return the context of a request's span, None if it is not traced, and of whose child it is."""
@@ -47,7 +48,10 @@ class RequestLedger:
 
     def settle(self, summary: RequestSummary) -> None:
         """Write what came of a request that the service had; called once for each."""
-        self._settle(summary, 1)
+        if summary.shares_line:
+            self._answers.add(summary)
+        else:
+            self._settle(summary, 1)
 
     def _settle(self, summary: RequestSummary, num_requests: int) -> None:
         write_line(summary, num_requests)
@@ -73,8 +77,9 @@ class RequestLedger:
         self.metrics.unknown_fields(count)
 
     def close(self) -> None:
-        """Write the lines that wait for the end of their second, and deliver the spans."""
+        """Write the lines that wait for others, and deliver the spans."""
         self._refusals.flush()
+        self._answers.flush()
         if self._spans is not None:
             self._spans.close()
 
@@ -115,3 +120,30 @@ class _Refusals:
         alike, self._alike = self._alike, {}
         for summary, number in alike.values():
             self._settle(summary, number)
+
+
+class _AnswersOfCalls:
+    """Collects what calls of many requests are answered with at the same time.
+
+    One pass answers most of them: within the same turn of the event loop.
+
+    Args:
+        write: takes the accounts of requests of one call.
+    """
+
+    def __init__(self, write: Callable[[Sequence[RequestSummary]], None]) -> None:
+        self._write = write
+        # By the identity of a call's origin.
+        self._ended: dict[int, list[RequestSummary]] = {}
+
+    def add(self, summary: RequestSummary) -> None:
+        """Take a request that was answered."""
+        if not self._ended:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._ended.setdefault(id(summary.origin), []).append(summary)
+
+    def flush(self) -> None:
+        """Write one line for each call."""
+        ended, self._ended = self._ended, {}
+        for summaries in ended.values():
+            self._write(summaries)

@@ -1,14 +1,16 @@
-"""The one line that each request has in the log: what it was, how it ended, where its time went."""
+"""The line that each request has in the log: what it was, how it ended, where its time went."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from lorax_contract.errors import CapacityError, DeadlineError, LoraxError, RequestError
 from lorax_router.service.accounts.summary import RequestSummary
+from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
 
 logger = logging.getLogger("lorax_router.request")
 
@@ -28,6 +30,29 @@ def write_line(summary: RequestSummary, num_requests: int = 1) -> None:
         logger.log(level, "request ended: %s", summary.outcome, extra={"fields": fields})
 
 
+def write_shared_line(summaries: Sequence[RequestSummary]) -> None:
+    """Write the one line of requests of a call that were answered at the same time."""
+    if logger.isEnabledFor(logging.INFO):
+        last = summaries[-1]
+        fields = line_of(last) if len(summaries) == 1 else shared_line_of(summaries)
+        logger.info("request ended: %s", last.outcome, extra={"fields": fields})
+
+
+def shared_line_of(summaries: Sequence[RequestSummary]) -> dict[str, Any]:
+    """Return the fields of several requests' line: counts are of all of them, times of the last."""
+    fields = line_of(summaries[-1])
+    valid = [each.valid for each in summaries if each.valid is not None]
+    fields["prompt_tokens"] = sum(each.num_prompt_tokens for each in valid)
+    fields["sequences"] = sum(each.num_sequences for each in valid)
+    fields |= _counts(summaries)
+    used = [each.adapter for each in summaries]
+    labels = dict.fromkeys(BASE_MODEL_ADAPTER_ID if each is None else each.label for each in used)
+    if len(labels) > 1:
+        fields.pop("adapter", None)
+        fields["adapters"] = [*labels]
+    return fields | {"requests": len(summaries)}
+
+
 def line_of(summary: RequestSummary) -> dict[str, Any]:
     """Return the fields of a request's line: lengths, times and names; no prompt and no token."""
     fields: dict[str, Any] = {"event": "request", "outcome": summary.outcome}
@@ -38,7 +63,7 @@ def line_of(summary: RequestSummary) -> dict[str, Any]:
         fields["max_new_tokens"] = valid.stopping.max_new_tokens
         fields["sequences"] = len(valid.samplings)
     fields |= _adapter(summary)
-    fields |= _counts(summary)
+    fields |= _counts([summary])
     if summary.error is None:
         fields["finish_reason"] = summary.finish_reason
     fields |= _times(summary)
@@ -69,17 +94,17 @@ def _adapter(summary: RequestSummary) -> dict[str, Any]:
     return {"adapter": adapter.label, **phases}
 
 
-def _counts(summary: RequestSummary) -> dict[str, int]:
-    """Return the counts of all sequences."""
-    costs = summary.costs
+def _counts(summaries: Sequence[RequestSummary]) -> dict[str, int]:
+    """Return the counts of all sequences of requests."""
+    costs = [cost for each in summaries for cost in each.costs]
     counts = {
-        "cached_tokens": summary.num_cached,
+        "cached_tokens": sum(each.num_cached for each in summaries),
         "drafted_tokens": sum(each.num_drafted for each in costs),
-        "accepted_tokens": summary.num_accepted,
+        "accepted_tokens": sum(each.num_accepted for each in summaries),
         "preemptions": sum(each.num_returns for each in costs),
-        "restarts": len(summary.cost.recoveries),
+        "restarts": sum(len(each.cost.recoveries) for each in summaries),
     }
-    told = {"generated_tokens": summary.num_generated}
+    told = {"generated_tokens": sum(each.num_generated for each in summaries)}
     return told | {name: count for name, count in counts.items() if count}
 
 

@@ -77,6 +77,13 @@ class RequestSummary:
         return "CANCELLED" if self.outcome == "dropped" else "INTERNAL"
 
     @property
+    def shares_line(self) -> bool:
+        """Whether others of its call that are answered at the same time have one line with it."""
+        if self.valid is None or self.error is not None or self.trace is not None:
+            return False
+        return self.valid.output.pools and self.origin is not NOWHERE
+
+    @property
     def cost(self) -> RowCost:
         """What the sequence took that is shown first."""
         return self.costs[0] if self.costs else RowCost()
