@@ -91,6 +91,10 @@ class SamplingParams:
     num_prompt_alternatives: int = 0
 
 
+# Of rows of which no token is drawn, and nothing else of this is asked: they need not be sent any.
+UNSAMPLED = SamplingParams()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoppingParams:
     """When a request ends."""

@@ -15,6 +15,7 @@ from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.errors import ValidationError
 from lorax_contract.pooling import Pooling
 from lorax_contract.step import (
+    UNSAMPLED,
     AdapterHandle,
     Alternatives,
     BlockCopy,
@@ -95,7 +96,6 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
     spec = row.spec
     request = pb.Request(
         id=spec.request_id,
-        parameters=_sampling_to_proto(spec.sampling),
         stopping_parameters=_stopping_to_proto(spec.stopping),
         prefill_logprobs=spec.sampling.prompt_logprobs,
         adapter_index=spec.adapter,
@@ -107,6 +107,8 @@ def new_row_to_proto(row: NewRow) -> pb.Request:
         cache_len=row.num_cached,
         adapter_start=spec.adapter_start,
     )
+    if spec.sampling is not UNSAMPLED:
+        request.parameters.CopyFrom(_sampling_to_proto(spec.sampling))
     ids = request.tokenized_inputs.ids
     ids.extend(spec.prompt_ids)
     ids.extend(row.output_ids)
@@ -179,6 +181,8 @@ def _sampling_to_proto(params: SamplingParams) -> pb.NextTokenChooserParameters:
 
 
 def _sampling_from_proto(request: pb.Request) -> SamplingParams:
+    if not request.HasField("parameters"):
+        return UNSAMPLED
     params = request.parameters
     return SamplingParams(
         do_sample=params.do_sample,

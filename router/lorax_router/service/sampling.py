@@ -6,9 +6,10 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 
 from lorax_contract.errors import ValidationError
-from lorax_contract.step import LogitBias, SamplingParams
+from lorax_contract.step import UNSAMPLED, LogitBias, SamplingParams
 from lorax_contract.words import counted
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.requests import GenerateParameters
@@ -22,6 +23,13 @@ _MAX_TOP_K = 2**31 - 1
 _MAX_SEED = 2**64 - 1
 # As OpenAI has it: enough to ban or to force a token.
 _MAX_BIAS = 100.0
+# What sampling is resolved of, and what it is where a client says nothing.
+_asked = attrgetter(
+    "best_of", "n", "temperature", "repetition_penalty", "frequency_penalty", "presence_penalty",
+    "top_k", "top_p", "typical_p", "min_p", "logit_bias", "do_sample", "watermark", "seed",
+    "return_k_alternatives", "raw_logprobs", "decoder_input_details", "num_prompt_alternatives",
+)  # fmt: skip
+_NOTHING_ASKED = _asked(GenerateParameters())
 
 
 def resolve_sampling(
@@ -32,6 +40,8 @@ def resolve_sampling(
     A seed that the client leaves open is drawn here, once per sequence, so that the
     request is reproducible from now on. Raises ValidationError.
     """
+    if params.output.pools and _asked(params) == _NOTHING_ASKED:
+        return (UNSAMPLED,)
     best_of, n = _best_of(params, limits), _n(params, limits)
     base = _bounded(params, limits)
     do_sample = is_sampled(params, base)
