@@ -43,8 +43,8 @@ class Quotas:
 
     def limits(self, defaults: TenantLimits) -> TenantLimits:
         """Return what the tenant may have waiting and may hold; where nothing is said, a default."""
-        said = {name: getattr(self, name) for name in _LIMITS}
-        return replace(defaults, **{name: each for name, each in said.items() if each is not None})
+        said = {name: each for name in _LIMITS if (each := getattr(self, name)) is not None}
+        return replace(defaults, **said) if said else defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from time import perf_counter
 
@@ -381,12 +381,14 @@ class InferenceService:
     ) -> SequenceChunks:
         """Submit all sequences, or none."""
         streams: list[TokenStream] = []
-        async with AsyncExitStack() as stack:
+        try:
             for sampling in valid.samplings:
                 stream = self._submit_one(valid, sampling, _handle(lease), trace)
-                stack.push_async_callback(stream.aclose)
                 streams.append(stream)
-            stack.pop_all()
+        except BaseException:
+            for stream in streams:
+                await stream.aclose()
+            raise
         return SequenceChunks(streams, valid.output, adapter=lease.label if lease else "")
 
     def _submit_one(

@@ -232,10 +232,10 @@ class Metrics:
             self._batch_failure.labels(method)
         self._unknown_fields = self._counter(REQUEST_UNKNOWN_FIELDS)
         self._duration = self._shared(REQUEST_DURATION, DURATION_BUCKETS, vllm.e2e_latency)
-        self._validation = self._histogram(REQUEST_VALIDATION, DURATION_BUCKETS)
+        self._validation = self._shared(REQUEST_VALIDATION, DURATION_BUCKETS)
         self._queue = self._shared(REQUEST_QUEUE, DURATION_BUCKETS, vllm.queue_time)
         self._inference = self._shared(REQUEST_INFERENCE, DURATION_BUCKETS, vllm.inference_time)
-        self._per_token = self._histogram(REQUEST_MEAN_TIME_PER_TOKEN, DURATION_BUCKETS)
+        self._per_token = self._shared(REQUEST_MEAN_TIME_PER_TOKEN, DURATION_BUCKETS)
         self._ttft = self._shared(REQUEST_TTFT, DURATION_BUCKETS, vllm.ttft)
         inter_token = self._shared(
             REQUEST_INTER_TOKEN, DURATION_BUCKETS, vllm.inter_token, vllm.time_per_output_token
@@ -243,10 +243,10 @@ class Metrics:
         vllm.watch_later_tokens(lambda: inter_token.count)
         # Called for each token of each stream: handed out without a layer in between.
         self.observe_inter_token = inter_token.observe
-        self._input_length = self._histogram(REQUEST_INPUT_LENGTH, linear_buckets(max_input_length))
+        self._input_length = self._shared(REQUEST_INPUT_LENGTH, linear_buckets(max_input_length))
         by_total = linear_buckets(max_total_tokens)
         self._generated = self._shared(REQUEST_GENERATED_TOKENS, by_total, vllm.generation_tokens)
-        self._max_new = self._histogram(REQUEST_MAX_NEW_TOKENS, by_total)
+        self._max_new = self._shared(REQUEST_MAX_NEW_TOKENS, by_total)
         self._skipped = Summary(
             REQUEST_SKIPPED_TOKENS.name, REQUEST_SKIPPED_TOKENS.text, registry=self.registry
         )
