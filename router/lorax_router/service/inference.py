@@ -196,7 +196,7 @@ class InferenceService:
             async with within(deadline_of(checked, record)):
                 lease = await self._resolve(checked, record)
                 valid = await self._complete(checked, lease, record)
-            valid = self._on_terms(checked, valid, record)
+            self._check_place(valid, record)
             result = await self._run(valid, lease, record)
         except BaseException as error:
             record.close(error)
@@ -226,7 +226,7 @@ class InferenceService:
             async with within(deadline_of(checked, record)):
                 lease = await self._resolve(checked, record)
                 valid = await self._complete(checked, lease, record)
-            valid = self._on_terms(checked, valid, record)
+            self._check_place(valid, record)
             chunks = await self._submit(valid, lease, record.trace)
             record.follow(chunks.costs)
         except BaseException as error:
@@ -341,7 +341,13 @@ class InferenceService:
         text, request = _text(lease), checked.request
         started = perf_counter()
         _check_resumed(request, lease)
-        valid = await self._validator.complete(checked, text, lease.head if lease else None)
+        valid = await self._validator.complete(
+            checked,
+            text,
+            lease.head if lease else None,
+            deadline=deadline_of(checked, record),
+            limits=request.caller.quotas.limits(self._tenant_limits),
+        )
         record.tokenized(started)
         if lease is not None and lease.invocation_ids:
             start = activation_start(valid.prompt_ids, lease.invocation_ids)
@@ -361,20 +367,15 @@ class InferenceService:
         content = lease.content if lease is not None and has_own_tokens else None
         return replace(valid, constraint=await self._constraints.ready(constraint, content))
 
-    def _on_terms(
-        self, checked: CheckedRequest, valid: ValidRequest, record: RequestRecord
-    ) -> ValidRequest:
-        """Return a request with all its terms, for whose sequences there is place in the queue.
+    def _check_place(self, valid: ValidRequest, record: RequestRecord) -> None:
+        """Raise what the queue refuses a request's sequences for; else count it.
 
-        What the queue refuses costs no tokens: it is asked before they are counted.
+        What it refuses costs no tokens: it is asked before they are counted.
         """
-        limits = checked.request.caller.quotas.limits(self._tenant_limits)
-        terms = replace(valid.terms, deadline=deadline_of(checked, record), limits=limits)
         num = len(valid.samplings)
         num_tokens = num * (valid.num_prompt_tokens + valid.stopping.max_new_tokens)
-        self._engine.check_place(terms, num_requests=num, num_tokens=num_tokens)
+        self._engine.check_place(valid.terms, num_requests=num, num_tokens=num_tokens)
         record.validated(valid)
-        return replace(valid, terms=terms)
 
     async def _submit(
         self, valid: ValidRequest, lease: AdapterLease | None, trace: TraceContext | None = None

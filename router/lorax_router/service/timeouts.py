@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from time import perf_counter
 
 from lorax_contract.errors import DeadlineError
@@ -19,12 +19,13 @@ def deadline_of(checked: CheckedRequest, record: RequestRecord) -> float:
     return math.inf if seconds is None else record.received_at + seconds
 
 
-@asynccontextmanager
-async def within(deadline: float) -> AsyncIterator[None]:
+def within(deadline: float) -> AbstractAsyncContextManager[None]:
     """Within, DeadlineError ends what lasts longer."""
-    if deadline == math.inf:
-        yield
-        return
+    return nullcontext() if deadline == math.inf else _within(deadline)
+
+
+@asynccontextmanager
+async def _within(deadline: float) -> AsyncIterator[None]:
     waiting = asyncio.timeout(deadline - perf_counter())
     try:
         async with waiting:

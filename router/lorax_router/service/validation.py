@@ -17,6 +17,7 @@ from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import OutputKind, SamplingParams, StoppingParams
 from lorax_contract.words import counted
 from lorax_router.core.request import RequestTerms
+from lorax_router.core.tenant_limits import NO_LIMITS, TenantLimits
 from lorax_router.service.abilities import Abilities
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.selection import SelectionPolicy
@@ -118,10 +119,14 @@ class Validator:
         checked: CheckedRequest,
         text: AdapterText = _BASE_TEXT,
         own_head: HeadFacts | None = None,
+        *,
+        deadline: float = math.inf,
+        limits: TenantLimits = NO_LIMITS,
     ) -> ValidRequest:
         """Tokenize the prompt and check its length; raises ValidationError, TemplateError.
 
         ``text`` is what the request's adapter brings for that, ``own_head`` its classification head.
+        ``deadline`` and ``limits`` are of its terms, as these have them.
         """
         request, params = checked.request, checked.request.parameters
         head = self.abilities.head_for(params, own_head)
@@ -150,7 +155,7 @@ class Validator:
             shape=shape,
             head=head,
             resumed_ids=() if request.resumption is None else request.resumption.output_ids,
-            terms=_terms(request),
+            terms=_terms(request, deadline, limits),
             details=params.details or params.decoder_input_details,
             prompt_details=params.decoder_input_details,
             return_full_text=bool(params.return_full_text),
@@ -193,14 +198,14 @@ def _stopping(params: GenerateParameters, most: int) -> StoppingParams:
     )
 
 
-def _terms(request: GenerateRequest) -> RequestTerms:
+def _terms(request: GenerateRequest, deadline: float, limits: TenantLimits) -> RequestTerms:
     """A request can be less urgent than its caller's key, never more."""
     caller, asked = request.caller, request.parameters.priority
     priority = caller.priority if asked is None else asked
     if caller.has_key:
         priority = max(priority, caller.priority)
     salt = request.parameters.cache_salt or ""
-    return RequestTerms(caller.tenant, caller.weight, priority, salt)
+    return RequestTerms(caller.tenant, caller.weight, priority, salt, deadline, limits)
 
 
 def _check_stream(request: GenerateRequest) -> None:

@@ -58,7 +58,7 @@ def test_a_request_whose_time_is_over_before_it_has_tokens_ends_there(is_stream)
     async def run() -> None:
         world = World()
 
-        async def never(*_: Any) -> Any:
+        async def never(*_: Any, **__: Any) -> Any:
             await asyncio.Event().wait()
 
         world.validator.complete = never
