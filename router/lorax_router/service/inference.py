@@ -320,20 +320,26 @@ class InferenceService:
     async def _acquire(self, checked: CheckedRequest, meter: TenantMeter) -> AdapterLease:
         assert self._adapters is not None
         assert checked.selection is not None
+        lease = self._adapters.acquire_known(checked.selection)
+        if lease is None:
+            lease = await self._waited(self._adapters.acquire(checked.selection, meter=meter))
+        if lease.is_private:
+            self._tokens.opened(checked.request.caller, checked.selection.token)
+        return lease
+
+    async def _waited(self, acquiring: Awaitable[AdapterLease]) -> AdapterLease:
+        """Wait for an adapter until the server shuts down: ShuttingDownError then."""
         try:
             with self._metrics.resolving():
                 async with asyncio.timeout(None) as waiting:
                     self._resolving.add(waiting)
-                    lease = await self._adapters.acquire(checked.selection, meter=meter)
+                    return await acquiring
         except TimeoutError:
             if not waiting.expired():
                 raise
             raise ShuttingDownError from None
         finally:
             self._resolving.discard(waiting)
-        if lease.is_private:
-            self._tokens.opened(checked.request.caller, checked.selection.token)
-        return lease
 
     async def _complete(
         self, checked: CheckedRequest, lease: AdapterLease | None, record: RequestRecord

@@ -149,7 +149,30 @@ class AdapterDirectory:
         text = AdapterText()
         if selection.merge is None:
             fetched[0], text = await self._text(selection, fetched[0], meter)
-        # From here on nothing waits: a content found is a content held.
+        return self._held(selection, fetched, text, _phases(fetched), refresh=refresh)
+
+    def acquire_known(self, selection: AdapterSelection) -> AdapterLease | None:
+        """Return a hold on an adapter if nobody has to be asked for it; None: ``acquire`` does.
+
+        Raises as that does.
+        """
+        if selection.merge is not None:
+            return None
+        known = self._known(selection.refs[0], selection.token)
+        if known is None or known.text_files:
+            return None
+        return self._held(self.plain(selection), [known], AdapterText(), {})
+
+    def _held(
+        self,
+        selection: AdapterSelection,
+        fetched: list[FetchedAdapter],
+        text: AdapterText,
+        phases: Mapping[str, float],
+        *,
+        refresh: bool = False,
+    ) -> AdapterLease:
+        """Hold what was found. Nothing waits here: a content found is a content held."""
         entry = self.catalog.place(selection, fetched)
         if refresh or self._clock() > entry.quarantined_until:
             # Whoever loads it by hand gives it another try, and so does time.
@@ -163,14 +186,13 @@ class AdapterDirectory:
             text,
             label=selection.label,
             is_private=entry.is_private,
-            phases=_phases(fetched),
+            phases=phases,
             on_release=self.catalog.let_go,
         )
 
     def is_resident(self, selection: AdapterSelection) -> bool:
         """Whether a request for this adapter finds it on the shards, without asking anybody."""
-        refs = [self._plain(ref) for ref in selection.refs]
-        answers = [self.catalog.names.answer(ref, selection.token) for ref in refs]
+        answers = [self._known(ref, selection.token) for ref in selection.refs]
         parts = tuple(each.part for each in answers if each is not None)
         if len(parts) < len(answers):
             return False
@@ -206,6 +228,13 @@ class AdapterDirectory:
         said, until = self._spellings.get(ref, (ref, math.inf))
         return said if until > (self._clock() if at_least is None else at_least) else ref
 
+    def _known(self, ref: AdapterRef, token: str | None) -> FetchedAdapter | None:
+        """Return the answer for a name that a caller may have without asking."""
+        names = self.catalog.names
+        if ref.source == ALIAS_SOURCE:
+            return names.answer(ref, None)
+        return names.answer(self._plain(ref), token)
+
     async def _fetch_all(
         self, selection: AdapterSelection, meter: TenantMeter, *, refresh: bool
     ) -> list[FetchedAdapter]:
@@ -224,11 +253,11 @@ class AdapterDirectory:
 
         Asking counts for ``meter``, once for all who ask the same at the same time.
         """
+        if not query.refresh and (known := self._known(query.ref, query.token)) is not None:
+            return replace(known, timings={}, downloaded=False)
         if query.ref.source == ALIAS_SOURCE:
             return await self._fetch_alias(query, meter)
         names, ref = self.catalog.names, self._plain(query.ref)
-        if not query.refresh and (known := names.answer(ref, query.token)) is not None:
-            return replace(known, timings={}, downloaded=False)
         view, asked_at = names.began(ref, query.token), time.time()
         try:
             async with meter.fetching(ref, self._shards.adapter_tiers):
@@ -247,8 +276,6 @@ class AdapterDirectory:
     async def _fetch_alias(self, query: AdapterQuery, meter: TenantMeter) -> FetchedAdapter:
         """Return what an alias leads to, whoever asks."""
         names, ref = self.catalog.names, query.ref
-        if not query.refresh and (known := names.answer(ref, None)) is not None:
-            return replace(known, timings={}, downloaded=False)
         if (alias := self.aliases.find(ref.id)) is None:
             raise AdapterUnavailableError(Reason.NOT_FOUND, f"there is no adapter named {ref.id!r}")
         view = names.began(ref, None)
