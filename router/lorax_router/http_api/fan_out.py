@@ -22,21 +22,23 @@ def through(
 ) -> list[list[GenerateRequest]]:
     """Return the requests for each adapter, whose texts are tokenized once; raises ValidationError.
 
-    ``requests`` name no adapter; ``source`` is where those of ``adapters`` lie, unless they do.
+    ``requests`` have the same parameters, which name no adapter; ``source`` is where those of ``adapters`` lie, unless they do.
     """
     _check(adapters, requests)
     call = secrets.token_hex(16)
     prompts = [_shared(each.prompt, f"{call}-{number}") for number, each in enumerate(requests)]
 
-    def asked(adapter: str, request: GenerateRequest, prompt: Prompt) -> GenerateRequest:
-        named = request.parameters.adapter_source or (source and source.lower())
-        parameters = replace(request.parameters, adapter_id=adapter, adapter_source=named)
-        return replace(request, prompt=prompt, parameters=parameters)
+    parameters = requests[0].parameters
+    named = parameters.adapter_source or (source and source.lower())
 
-    return [
-        [asked(adapter, *each) for each in zip(requests, prompts, strict=True)]
-        for adapter in adapters
-    ]
+    def asked(adapter: str) -> list[GenerateRequest]:
+        own = replace(parameters, adapter_id=adapter, adapter_source=named)
+        return [
+            replace(request, prompt=prompt, parameters=own)
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
+
+    return [asked(adapter) for adapter in adapters]
 
 
 def answers_of(
