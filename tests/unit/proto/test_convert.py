@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import string
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lorax_contract.constraint import Constraint, ConstraintKind
 from lorax_contract.step import (
+    UNSAMPLED,
     Alternatives,
     BlockCopy,
     FinishCode,
@@ -33,6 +35,7 @@ from lorax_proto.convert import (
     info_from_proto,
     info_to_proto,
     new_row_from_proto,
+    new_row_to_proto,
     outcome_from_proto,
     outcome_to_proto,
     step_from_proto,
@@ -260,6 +263,13 @@ def test_a_request_without_our_fields_is_all_prompt():
     request = pb.Request(id=4, tokenized_inputs=pb.TokenizedInputs(ids=[1, 2, 3]))
     row = new_row_from_proto(request)
     assert (list(row.spec.prompt_ids), list(row.output_ids)) == ([1, 2, 3], [])
+
+
+def test_no_sampling_is_sent_where_nothing_is_drawn():
+    row = NewRow(replace(Values(3).spec(), sampling=UNSAMPLED), [])
+    message = wired(new_row_to_proto(row))
+    assert not message.HasField("parameters")
+    assert new_row_from_proto(message).spec.sampling is UNSAMPLED
 
 
 def test_values_that_are_lists_come_back_as_lists_of_their_own():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lorax_contract.errors import ValidationError
+from lorax_contract.step import UNSAMPLED, OutputKind
 from lorax_router.service.limits import RequestLimits
 from lorax_router.service.requests import GenerateParameters
 from lorax_router.service.sampling import resolve_sampling
@@ -43,6 +44,14 @@ def resolve(limits: RequestLimits = LIMITS, **params: Any):
 )
 def test_whether_tokens_are_drawn(params, sampled):
     assert all(each.do_sample is sampled for each in resolve(**params))
+
+
+def test_vectors_and_labels_have_no_sampling_unless_some_is_asked_for():
+    (found,) = resolve(output=OutputKind.SCORES)
+    assert found is UNSAMPLED
+    assert resolve(output=OutputKind.VECTOR, seed=3)[0].seed == 3
+    with pytest.raises(ValidationError):
+        resolve(output=OutputKind.VECTOR, temperature=-1.0)
 
 
 @pytest.mark.parametrize(
