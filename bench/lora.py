@@ -160,8 +160,10 @@ class AdaptersOfStep(NamedTuple):
 def figures(
     turns: Turns, decode: Decode, slots: list[int], asked: AdaptersOfStep, *, best: bool = False
 ) -> AddedByAdapters:
-    """Measure one case."""
-    without, adapted, reading = turns.take(decode.run, lambda: decode.run(slots), turns.data.sum)
+    """Measure one case. Both kinds of step find of the caches what is left by the same reading."""
+    read = turns.data.sum
+    first, without, again, adapted = turns.take(read, decode.run, read, lambda: decode.run(slots))
+    reading = first + again
     told: Callable[[list[float]], float] = min if best else statistics.median
     differences = [one - other for one, other in zip(adapted, without, strict=True)]
     low, middle, high = statistics.quantiles(differences, n=4)
