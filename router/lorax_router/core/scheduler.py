@@ -332,7 +332,8 @@ class Scheduler(SchedulerFacts):
 
         The next plan is what it would have been: whoever ends, gives way or is cancelled meanwhile
         is taken out, those that come are let in when it is made. Nothing is done where it could be
-        another one.
+        another one. But rows have their places by then: whoever comes meanwhile, and for whom one
+        of them would have to give way, has it do so one step later.
         """
         running = self._running
         if running.ahead is not None or len(self._in_flight) < self.depth or len(self._policy):

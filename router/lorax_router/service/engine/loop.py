@@ -64,7 +64,6 @@ logger = logging.getLogger(__name__)
 # How often turns of adapters are looked at while no step runs.
 _IDLE_TICK_S = 0.5
 
-
 # Turns of the event loop in which a step gets from its task into the socket: the task of the rank,
 # where there are several, begins in the next one, that of its call in the one behind that.
 _TURNS_TO_SEND = 3
