@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,20 +41,28 @@ class NativeFunction:
     is called by all threads of a team, and has ended when it returns in any of them.
     """
 
-    __slots__ = ("_alone", "is_by_row", "is_light", "name", "team_address")
+    __slots__ = ("_alone", "is_by_row", "is_light", "name", "of_all", "team_address")
 
     def __init__(
-        self, library: ctypes.CDLL, name: str, *, is_light: bool = False, is_by_row: bool = False
+        self,
+        library: ctypes.CDLL,
+        name: str,
+        *,
+        is_light: bool = False,
+        is_by_row: bool = False,
+        of_all: Collection[int] = (),
     ) -> None:
         """``is_light``: it does little with each number that it reads.
 
         ``is_by_row``: what it writes for a token follows from what it reads of that token, of the
-        KV cache and of the model, and it writes to neither of them.
+        KV cache and of the model, and it writes to neither of them. ``of_all``: the fields that
+        are addresses of what it reads of other tokens, too.
         """
         alone: Any = getattr(library, name)
         alone.argtypes, alone.restype = (ctypes.c_char_p,), None
         self.name, self._alone = name, alone
         self.is_light, self.is_by_row = is_light, is_by_row
+        self.of_all = frozenset(of_all)
         self.team_address: int = (
             ctypes.cast(getattr(library, f"{name}_team"), ctypes.c_void_p).value or 0
         )

@@ -152,6 +152,18 @@ class ReusableRows(ABC):
         """Tell of a step; the tables (R x width int64) are read where they lie."""
 
     @abstractmethod
+    def narrow(
+        self,
+        rows: NDArray[np.int64],
+        query_lens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+    ) -> None:
+        """Tell of some tokens alone of the step that was told last, whose K and V are there.
+
+        They are runs of neighbours: of which row, of how many tokens, from which position on.
+        """
+
+    @abstractmethod
     def scratch(self) -> dict[str, Any]:
         """Return what the metadata of a step over these rows keeps."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lorax_shard.attention.backend import (
     AttentionBackend,
@@ -25,12 +26,16 @@ from lorax_shard.attention.backend import (
 from lorax_shard.attention.kv_cache import NO_SLOT
 from lorax_shard.native import NativeFunction, load_library
 
+IdArray = NDArray[np.int64]
+
 _SOURCE = Path(__file__).with_name("attend.cpp")
 _STORE_SOURCE = Path(__file__).with_name("store.cpp")
 # The fields of StoreCall, in one argument: a call from Python costs by their number.
 _PACK_STORE = struct.Struct("=14q").pack
 # Those of AttendCall.
 _ROWS = "cpp.rows"
+# The lists of C++'s StepRows: a number for each row.
+_NUM_LISTS = 5
 NO_BIAS = (0,) * 7
 PACK_ATTEND = struct.Struct("=14qd2qd10q").pack
 
@@ -42,9 +47,9 @@ class StepRows(ReusableRows):
     """
 
     def __init__(self) -> None:
-        # Number of rows, three addresses of lists, that of the block tables, and their stride.
-        self._fields = np.zeros(6, dtype=np.int64)
-        self._lists = np.zeros((3, 0), dtype=np.int64)
+        # Number of rows, addresses of lists, that of the block tables, and their stride.
+        self._fields = np.zeros(_NUM_LISTS + 3, dtype=np.int64)
+        self._lists = np.zeros((_NUM_LISTS, 0), dtype=np.int64)
         self._tables: torch.Tensor | None = None
 
     @property
@@ -71,17 +76,34 @@ class StepRows(ReusableRows):
             raise ValueError(
                 f"block tables of {tuple(block_tables.shape)} do not fit {num_rows} rows"
             )
+        lens, contexts = np.array(query_lens, np.int64), np.array(context_lens, np.int64)
+        self._tell(lens, contexts, contexts - lens, lens.cumsum() - lens, block_tables)
+
+    def narrow(self, rows: IdArray, query_lens: IdArray, positions: IdArray) -> None:
+        """Tell of some tokens alone of the step; see the interface."""
+        _, _, contexts, _, first_keys = self._lists
+        tables = None if self._tables is None else self._tables[torch.from_numpy(rows)]
+        # In a cache a token sees itself last.
+        ends = contexts[rows] if tables is None else positions + query_lens
+        self._tell(query_lens, ends, positions, first_keys[rows], tables)
+
+    def _tell(
+        self,
+        lens: IdArray,
+        contexts: IdArray,
+        positions: IdArray,
+        first_keys: IdArray,
+        tables: torch.Tensor | None,
+    ) -> None:
+        num_rows = len(lens)
         if self._lists.shape[1] < num_rows:
-            self._lists = np.zeros((3, 2 * num_rows), dtype=np.int64)
-        lens, firsts, contexts = (each[:num_rows] for each in self._lists)
-        lens[:], contexts[:] = query_lens, context_lens
-        np.subtract(lens.cumsum(), lens, out=firsts)
-        self._tables = block_tables
-        addresses = (each.ctypes.data for each in (lens, firsts, contexts))
-        tables = (
-            (0, 0) if block_tables is None else (block_tables.data_ptr(), block_tables.stride(0))
-        )
-        self._fields[:] = (num_rows, *addresses, *tables)
+            self._lists = np.zeros((_NUM_LISTS, 2 * num_rows), dtype=np.int64)
+        told = (lens, lens.cumsum() - lens, contexts, positions, first_keys)
+        for own, each in zip(self._lists, told, strict=True):
+            own[:num_rows] = each
+        self._tables = tables
+        at = (0, 0) if tables is None else (tables.data_ptr(), tables.stride(0))
+        self._fields[:] = (num_rows, *(own.ctypes.data for own in self._lists), *at)
 
     def scratch(self) -> dict[str, Any]:
         """Return itself, where the first layer would put its own."""
@@ -158,7 +180,7 @@ class CppAttention(AttentionBackend):
         metadata: StepMetadata,
     ) -> torch.Tensor:
         """Return the attention of all rows, decodes and prompts alike."""
-        kernel = attend_kernel(self._function, is_by_row=True)
+        kernel = attend_kernel(self._function)
         keys, values = metadata.cache.keys[layer], metadata.cache.values[layer]
         query = numbers_together(query)
         num_tokens, num_heads, key_dim = query.shape
@@ -243,8 +265,8 @@ def _library() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 @functools.cache
-def attend_kernel(name: str, *, is_by_row: bool = False) -> NativeFunction:
-    """Return one of its functions; ``is_by_row``: for K and V that are in a cache by then."""
+def attend_kernel(name: str, of_all: frozenset[int] = frozenset()) -> NativeFunction:
+    """Return one of its functions; see ``NativeFunction``: K and V of no cache are those of all."""
     library, reason = _library()
     assert library is not None, reason  # the registry makes no backend that cannot run
-    return NativeFunction(library, name, is_by_row=is_by_row)
+    return NativeFunction(library, name, is_by_row=True, of_all=of_all)

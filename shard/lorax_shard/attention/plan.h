@@ -13,8 +13,10 @@ struct StepRows {
     const int64_t* query_lens;    // tokens that are computed
     const int64_t* first_tokens;  // the first of them, among all tokens of the step
     const int64_t* context_lens;  // tokens with K and V, those of the step included
+    const int64_t* positions;     // of the first that is computed, in its row
+    const int64_t* first_keys;    // the row's first token, among all tokens with K and V
     // Numbers of blocks, with `table_stride` from row to row. Null: K and V lie by tokens, as
-    // queries do, and each token of a row sees those behind it as well.
+    // queries do or for more of a row's tokens, and each token sees those behind it as well.
     const int64_t* tables;
     int64_t table_stride;
 };
@@ -115,7 +117,7 @@ struct Plan {
         for (int64_t row = 0; row < c.rows->num_rows; ++row) {
             const int64_t length = c.rows->query_lens[row];
             const int64_t context_len = c.rows->context_lens[row];
-            const int64_t position = context_len - length;
+            const int64_t position = c.rows->positions[row];
             const bool on_tiles = has_tiles && length * group > few_rows &&
                                   (c.rows->tables || length > tokens_off_tiles);
             // The longest first: what comes last should be short.

@@ -23,6 +23,8 @@ from lorax_shard.attention.whole import WholeAttention
 _ROWS, _BIAS = "ragged.rows", "ragged.bias"
 # The kernel reads whole vectors: as many numbers may lie behind the last one that counts.
 _MOST_LANES = 16
+# The fields of AttendCall that are addresses of K and of V.
+_OF_ALL = frozenset({3, 4})
 # Longer than any row: K and V of one lie together.
 _ONE_BLOCK = 1 << 32
 
@@ -87,7 +89,7 @@ class RaggedAttention(WholeAttention):
             shapes = (tuple(each.shape) for each in (query, key, value))
             raise ValueError(f"Q, K and V do not fit: {', '.join(map(str, shapes))}")
         output = query.new_empty(num_tokens, num_heads, value_dim)
-        attend_kernel(self._function)(
+        attend_kernel(self._function, _OF_ALL)(
             PACK_ATTEND(
                 query.data_ptr(), query.stride(0), query.stride(1),
                 key.data_ptr(), value.data_ptr(), key.stride(0), value.stride(0),

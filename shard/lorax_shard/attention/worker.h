@@ -90,7 +90,7 @@ class Worker {
         num_kv_heads = tile.last_kv_head - tile.first_kv_head;
         num_rows = tile.num_queries * group;
         const int64_t context_len = rows.context_lens[tile.row];
-        position = context_len - rows.query_lens[tile.row] + tile.first_query;
+        position = rows.positions[tile.row] + tile.first_query;
         for (int64_t query = 0; query < tile.num_queries; ++query)
             std::fill_n(seen + query * group, group, seen_by(c, position + query, context_len));
         last_token = tile.context.last;
@@ -331,7 +331,7 @@ class Worker {
     void each_token(int64_t row, int64_t kv_head, Tokens at, const Take& take) const {
         const StepRows& rows = *c.rows;
         for (int64_t t = at.first; t < at.last;) {
-            int64_t slot = rows.first_tokens[row] + t, end = at.last;
+            int64_t slot = rows.first_keys[row] + t, end = at.last;
             if (rows.tables) {
                 const int64_t block = t / c.block_size;
                 slot = rows.tables[row * rows.table_stride + block] * c.block_size +

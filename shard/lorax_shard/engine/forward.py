@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from lorax_shard.engine.inputs import PassInputs, RowWork, build_inputs
 from lorax_shard.engine.rows import ResidentBatch
 from lorax_shard.engine.vectors import scored
-from lorax_shard.model.interface import PagedModel, PassNumbers
+from lorax_shard.model.interface import PagedModel
 from lorax_shard.model.launch import launched
 
 # Prompt positions that one pass returns logits for. A row of logits is as long as the
@@ -33,22 +34,27 @@ def run_pass(model: PagedModel, batch: ResidentBatch, work: list[RowWork]) -> Pa
     inputs = build_inputs(batch, work)
     with torch.inference_mode():
         if inputs.vector_spans:
-            logits, states = _with_states(model, inputs.numbers)
-            hidden = [states[start:stop] for _, start, stop in inputs.vector_spans]
+            logits, hidden = _with_states(model, inputs)
             return PassResult(inputs, logits, scored(model, inputs.vector_spans, hidden))
         captured = None if model.graphs is None else model.graphs.run(inputs.numbers)
         logits = launched(model, inputs.numbers) if captured is None else captured
     return PassResult(inputs, logits, [])
 
 
-def _with_states(model: PagedModel, numbers: PassNumbers) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of a pass, and what the last layer gives for all its tokens."""
-    captured = None if model.graphs is None else model.graphs.run_with_states(numbers)
-    if captured is not None:
-        return captured
+def _with_states(
+    model: PagedModel, inputs: PassInputs
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Return the logits of a pass, and what the last layer gives for its vectors' tokens."""
+    spans = [(start, stop) for _, start, stop in inputs.vector_spans]
+    if model.graphs is not None:
+        tokens = np.concatenate([np.arange(*span) for span in spans])
+        captured = model.graphs.run_with_states(inputs.numbers, tokens)
+        if captured is not None:
+            logits, states = captured
+            return logits, torch.split(states, [stop - start for start, stop in spans])
     with model.keeping_hidden() as kept:
-        logits = launched(model, numbers)
-    return logits, kept.states
+        logits = launched(model, inputs.numbers)
+    return logits, [kept.states[start:stop] for start, stop in spans]
 
 
 def passes(work: list[RowWork], batch: ResidentBatch) -> Iterator[list[RowWork]]:

@@ -81,8 +81,13 @@ class PassGraphs(Protocol):
         They are overwritten by the next run.
         """
 
-    def run_with_states(self, numbers: PassNumbers) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return what the last layer gives for all tokens (T x hidden), too, behind the logits."""
+    def run_with_states(
+        self, numbers: PassNumbers, tokens: IdArray
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return what the last layer gives for some tokens (n x hidden), too, behind the logits.
+
+        ``tokens`` are n indices into T, each once.
+        """
 
 
 class AdapterSlots(Protocol):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.model.interface import GraphSettings, PassNumbers
 from lorax_shard.model.launch import launched
 from lorax_shard.model.loader import load_paged_model
+from lorax_shard.model.programs.passes import PassPrograms
 from lorax_shard.model.programs.scaled import Size
 from lorax_shard.model.programs.trial import ProgramTrial
 
@@ -46,10 +49,13 @@ def loaded(path: Path, task: str = "auto") -> HFPagedModel:
     return model
 
 
-def states_of(model: HFPagedModel, numbers: PassNumbers) -> torch.Tensor | None:
-    """Return what a program gives for all tokens of a pass; None: no program computes it."""
+def states_of(
+    model: HFPagedModel, numbers: PassNumbers, tokens: Sequence[int] | None = None
+) -> torch.Tensor | None:
+    """Return what a program gives for some tokens of a pass, or for all; None: none computes it."""
     assert model.graphs is not None
-    found = model.graphs.run_with_states(numbers)
+    asked = np.arange(len(numbers.input_ids)) if tokens is None else np.array(tokens, np.int64)
+    found = model.graphs.run_with_states(numbers, asked)
     return None if found is None else found[1].clone()
 
 
@@ -82,7 +88,25 @@ def test_passes_of_any_size_are_those_that_are_launched(family: str, tmp_path: P
                 alike = numbers._replace(segments=None)
                 found = states_of(model, alike)
                 assert found is not None
-                assert torch.equal(found, launched_states(model, alike))
+                expected = launched_states(model, alike)
+                assert torch.equal(found, expected)
+                check_some(model, numbers._replace(segments=None), expected)
+
+
+def check_some(model: HFPagedModel, numbers: PassNumbers, expected: torch.Tensor) -> None:
+    """Compare what is given for some tokens alone: first ones, last ones, neighbours, any other."""
+    programs = model.graphs
+    assert isinstance(programs, PassPrograms)
+    # Tokens that nobody asks for are left out of the last layer, be they ever so few.
+    assert programs._least_unasked is not None
+    programs._least_unasked = 1
+    ends = np.cumsum(numbers.query_lens)
+    num_tokens = len(numbers.input_ids)
+    for tokens in (ends - numbers.query_lens, ends - 1, np.arange(num_tokens)[1::3],
+                   np.arange(num_tokens)[2:7], np.arange(num_tokens)[::-2], np.arange(0)):  # fmt: skip
+        found = states_of(model, numbers, tokens)
+        assert found is not None
+        assert torch.equal(found, expected[tokens.copy()])
 
 
 @pytest.mark.parametrize("family", LAUNCHED)
@@ -127,6 +151,34 @@ def test_what_adapters_change_behind_a_pass_leaves_it_a_program(tmp_path: Path) 
             scale = LinearChange(scale=torch.full((width,), 0.5))
             lora.load(slots[0], replace(adapter, linears={name: scale}))
             assert (states_of(model, numbers) is not None) is is_program, name
+
+
+@torch.inference_mode()
+def test_the_last_layer_leaves_out_what_nobody_asks_for(tmp_path: Path) -> None:
+    """From the last layer's attention on kernels see the asked tokens alone, K and V those of all."""
+    model = loaded(make_tiny_encoder("bert", tmp_path))
+    programs = model.graphs
+    assert isinstance(programs, PassPrograms)
+    calls = programs._programs[False]._calls
+    assert calls.can_narrow
+    last_attention = max(i for i, name in enumerate(calls.names) if "attend" in name)
+    assert calls.first_by_row == last_attention
+    ran: list[int] = []
+
+    def run(kernels: int, starts: int, small: int, number: int, *rest: Any) -> None:
+        ran.append(number)
+        own(kernels, starts, small, number, *rest)
+
+    own, calls._run = calls._run, run
+    try:
+        numbers = new_trial(model).numbers(Size(40, 0), [])
+        for asked, parts in ((40, 1), (9, 1), (8, 2), (1, 2)):
+            ran.clear()
+            states_of(model, numbers, range(asked))
+            assert len(ran) == parts
+            assert sum(ran) == len(calls.names)
+    finally:
+        calls._run = own
 
 
 @torch.inference_mode()

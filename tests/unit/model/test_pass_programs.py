@@ -20,7 +20,7 @@ from lorax_shard.fused.cpp import CppElementwise
 from lorax_shard.lora.dummy import loaded_samples
 from lorax_shard.lora.prepared import LinearChange
 from lorax_shard.model.hf_model import HFPagedModel
-from lorax_shard.model.interface import GraphSettings, PassNumbers, UnreadIds
+from lorax_shard.model.interface import GraphSettings, IdArray, PassNumbers, UnreadIds
 from lorax_shard.model.launch import launched
 from lorax_shard.model.loader import load_paged_model
 from lorax_shard.model.programs.asked import asked_rows
@@ -86,10 +86,12 @@ def check(model: HFPagedModel, trial: ProgramTrial, numbers: PassNumbers) -> tor
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
     # What the last layer gives for all tokens, of which vectors are made.
-    results = programs.run_with_states(numbers)
-    assert results is not None
-    assert torch.equal(results[0], expected[0])
-    assert torch.equal(results[1], kept.states)
+    num_tokens = len(numbers.input_ids)
+    for tokens in (np.arange(num_tokens), np.arange(0, num_tokens, 3)):
+        results = programs.run_with_states(numbers, tokens)
+        assert results is not None
+        assert torch.equal(results[0], expected[0])
+        assert torch.equal(results[1], kept.states[torch.from_numpy(tokens)])
     return found[0]
 
 
@@ -133,13 +135,11 @@ def test_neighbours_that_are_asked_for_are_one_row(trial: ProgramTrial) -> None:
     numbers = trial.numbers(Size(10, 1), [])._replace(
         query_lens=[1, 4, 5],
         context_lens=[7, 4, 30],
-        tables=np.array([[1, 2], [3, 4], [5, 6]]),
-        logit_rows=np.array([9, 0, 1, 2, 3, 5, 6, 8, 7]),
     )
-    rows = asked_rows(numbers)
-    assert rows.query_lens == [1, 1, 3, 2, 1, 1]
-    assert rows.context_lens == [30, 7, 3, 27, 29, 28]
-    assert rows.tables[:, 0].tolist() == [5, 1, 3, 5, 5, 5]
+    found = asked_rows(numbers, np.array([9, 0, 1, 2, 3, 5, 6, 8, 7]))
+    assert found.rows.tolist() == [2, 0, 1, 2, 2, 2]
+    assert found.query_lens.tolist() == [1, 1, 3, 2, 1, 1]
+    assert found.positions.tolist() == [29, 6, 0, 25, 28, 27]
 
 
 def test_the_last_layer_leaves_out_what_nobody_asks_for(
@@ -172,9 +172,9 @@ def test_the_last_layer_leaves_out_what_nobody_asks_for(
 def test_a_narrowed_pass_that_gives_other_bits_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def wrong(numbers: PassNumbers) -> Any:
-        rows = asked_rows(numbers)
-        return rows._replace(context_lens=[1] * len(rows.context_lens))
+    def wrong(numbers: PassNumbers, asked: IdArray) -> Any:
+        rows = asked_rows(numbers, asked)
+        return rows._replace(positions=np.zeros_like(rows.positions))
 
     monkeypatch.setattr("lorax_shard.model.programs.passes.asked_rows", wrong)
     with caplog.at_level(logging.INFO):

@@ -30,7 +30,7 @@ from lorax_shard.lora.model import LoraModel
 from lorax_shard.model.graphs.inputs import GraphInputs
 from lorax_shard.model.graphs.recorder import GraphRecorder
 from lorax_shard.model.graphs.trial import GraphDiffersError, GraphTrial
-from lorax_shard.model.interface import GraphSettings, PassNumbers
+from lorax_shard.model.interface import GraphSettings, IdArray, PassNumbers
 from lorax_shard.transfer import to_device
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class DecodeGraphs:
             return self._logits[:num_rows]
         return self._logits[to_device(torch.from_numpy(rows), self._device)]
 
-    def run_with_states(self, numbers: PassNumbers) -> None:
+    def run_with_states(self, numbers: PassNumbers, tokens: IdArray) -> None:
         """Return None: rows that decode want no vectors."""
 
     def prepared(self, numbers: PassNumbers) -> Callable[[], None] | None:

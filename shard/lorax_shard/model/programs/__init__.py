@@ -10,5 +10,5 @@
 Legend: T tokens of a pass, S tokens whose logits are asked for.
 
 Behind the last layer's keys and values a token has no effect on others: the kernels that are left
-are computed for the S tokens alone, unless someone wants what the last layer gives for all.
+are computed for the tokens alone whose logits, or whose states, someone asks for.
 """

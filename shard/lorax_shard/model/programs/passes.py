@@ -38,6 +38,8 @@ _SAMPLES = 2
 # Tokens that nobody asks for, of one layer: from here on to leave them out pays.
 _MANY_UNASKED = 32
 
+_NO_TOKENS = np.zeros(0, dtype=np.int64)
+
 _Made = TypeVar("_Made")
 # Of S tokens the logits (S x V float32), and of all of them what the last layer gives (T x hidden).
 Results = tuple[torch.Tensor, torch.Tensor]
@@ -78,25 +80,35 @@ class PassPrograms:
 
         They are overwritten by the next run.
         """
+        found = self.run_with_states(numbers, _NO_TOKENS)
+        return None if found is None else found[0]
+
+    def run_with_states(self, numbers: PassNumbers, tokens: IdArray) -> Results | None:
+        """Return the logits of a pass and what the last layer gives for some tokens, as ``run``."""
         program, least = self._program_of(numbers), self._least_unasked
-        size = _size(numbers)
-        if program is None or least is None or size.tokens - size.logits < least:
-            found = self._run(program, numbers)
-            return None if found is None else found[0]
-        self._tell_rows(numbers)
-        logits: torch.Tensor
-        logits, _ = program.run_narrowed(size, _inputs(numbers), partial(self._narrow, numbers))
-        return logits
-
-    def run_with_states(self, numbers: PassNumbers) -> Results | None:
-        """Return the logits of a pass and what the last layer gives for all tokens, as ``run``."""
-        return self._run(self._program_of(numbers), numbers)
-
-    def _run(self, program: Program | None, numbers: PassNumbers) -> Results | None:
         if program is None:
             return None
+        asked = np.concatenate([tokens, numbers.logit_rows])
+        num_tokens = len(numbers.input_ids)
+        if least is not None and num_tokens - len(asked) >= least:
+            logits, states = self._run_narrowed(program, numbers, asked)
+            return logits, states[: len(tokens)]
+        logits, states = self._run(program, numbers)
+        if 0 < len(tokens) < num_tokens:
+            return logits, states[torch.from_numpy(tokens)]
+        return logits, states[: len(tokens)]
+
+    def _run(self, program: Program, numbers: PassNumbers) -> Results:
         self._tell_rows(numbers)
         found: Results = program.run(_size(numbers), _inputs(numbers))
+        return found
+
+    def _run_narrowed(self, program: Program, numbers: PassNumbers, asked: IdArray) -> Results:
+        self._tell_rows(numbers)
+        found: Results = program.run_narrowed(
+            _size(numbers), _inputs(numbers), torch.from_numpy(asked),
+            partial(self._narrow, numbers, asked),
+        )  # fmt: skip
         return found
 
     def _tell_rows(self, numbers: PassNumbers) -> None:
@@ -104,13 +116,12 @@ class PassPrograms:
             raise IndexError(f"the cache has no slot {numbers.kv_slots.max()}")
         self._rows.fill(numbers.query_lens, numbers.context_lens, torch.from_numpy(numbers.tables))
 
-    def _narrow(self, numbers: PassNumbers) -> None:
-        """Tell of the tokens alone whose logits are asked for, and of their adapters."""
-        rows = asked_rows(numbers)
-        self._rows.fill(rows.query_lens, rows.context_lens, torch.from_numpy(rows.tables))
+    def _narrow(self, numbers: PassNumbers, asked: IdArray) -> None:
+        """Tell of the asked tokens alone, and of their adapters."""
+        self._rows.narrow(*asked_rows(numbers, asked))
         if any(slot is not None for slot in numbers.slots):
             assert self._lora is not None
-            self._lora.write_fixed_slots(_slot_of_token(numbers)[numbers.logit_rows])
+            self._lora.write_fixed_slots(_slot_of_token(numbers)[asked])
 
     def time_kernels(self, *, with_adapters: bool) -> tuple[list[str], NDArray[np.float64]] | None:
         """Time the kernels of passes from now on, see ``Program``; None: no program computes them."""
@@ -181,8 +192,8 @@ class PassPrograms:
             self._try_narrow(compare_narrowed)
 
     def _all(self, numbers: PassNumbers) -> torch.Tensor | None:
-        found = self.run_with_states(numbers)
-        return None if found is None else found[0]
+        program = self._program_of(numbers)
+        return None if program is None else self._run(program, numbers)[0]
 
     def _try_narrow(self, compare: Callable[[], None]) -> None:
         """Leave tokens that nobody asks for out of the last layer if that gives the same."""

@@ -73,29 +73,35 @@ class Program:
     def can_narrow(self) -> bool:
         """Whether the last kernels can be left to the asked tokens alone.
 
-        They can where each of them goes by rows: behind the last layer's keys and values.
+        They can where each of them goes by rows: behind the last layer's keys and values, which
+        are in a cache, or of all tokens.
         """
         return self._asks_little and self._calls.can_narrow
 
     def run_narrowed(
-        self, size: Size, inputs: dict[str, torch.Tensor], narrow: Callable[[], None]
+        self,
+        size: Size,
+        inputs: dict[str, torch.Tensor],
+        asked: torch.Tensor,
+        narrow: Callable[[], None],
     ) -> Any:
-        """Compute a pass whose last kernels see the tokens alone whose logits are asked for.
+        """Compute a pass whose last kernels see some tokens alone (indices into T).
 
-        ``narrow`` tells whatever knows the rows of the pass that each of those tokens is all that
-        is left. In what is returned T tensors have their S rows.
+        The last of them are those whose logits are asked for. ``narrow`` tells whatever knows the
+        rows of the pass that each of these tokens is all that is left. In what is returned T
+        tensors have their rows.
         """
-        rows, asked = inputs[LOGIT_ROWS], Size(size.logits, size.logits)
-        memory = self._calls.reserve(size, asked.tokens)
+        some = Size(len(asked), size.logits)
+        memory = self._calls.reserve(size, some.tokens)
         values = Values(size, inputs, memory.view)
         values.compute(self._before)
-        self._calls.run(size, values, memory, stop=self._calls.first_by_row)
-        memory = memory.narrowed(size, rows, self._calls.crossing)
-        inputs = {**inputs, LOGIT_ROWS: torch.arange(len(rows))}
-        values = Values(asked, inputs, memory.view, values.outputs)
-        if asked.tokens:
+        of_all = self._calls.run(size, values, memory, stop=self._calls.first_by_row)
+        memory = memory.narrowed(size, asked, self._calls.crossing)
+        inputs = {**inputs, LOGIT_ROWS: torch.arange(some.tokens - some.logits, some.tokens)}
+        values = Values(some, inputs, memory.view, values.outputs)
+        if some.tokens:
             narrow()
-            self._calls.run(asked, values, memory, start=self._calls.first_by_row)
+            self._calls.run(some, values, memory, start=self._calls.first_by_row, of_all=of_all)
         values.compute(self._after)
         return self._result(values)
 
@@ -132,12 +138,15 @@ class _Calls:
             storages[0], self._constant, self._tokens, self._logits
         )
         self._storages = storages[0]
+        of_all = [np.isin(np.arange(len(c.fields)), [*c.function.of_all]) for c in first.calls]
+        self._of_all = np.flatnonzero(np.concatenate(of_all))
         self._find_narrow()
 
     def _find_narrow(self) -> None:
-        others = [index for index, each in enumerate(self._functions) if not each.is_by_row]
-        # From here on each kernel goes by rows.
-        self.first_by_row = first = others[-1] + 1 if others else 0
+        # Behind them, or from them on, each kernel goes by rows.
+        others = (i + 1 for i, each in enumerate(self._functions) if not each.is_by_row)
+        readers = (i for i, each in enumerate(self._functions) if each.of_all)
+        self.first_by_row = first = max([0, *others, *readers])
         uses = [
             np.arange(start, start + num)
             for start, num in zip(self._starts, self._lens, strict=True)
@@ -145,7 +154,8 @@ class _Calls:
         before = np.concatenate([np.zeros(0, dtype=np.int64), *uses[:first]])
         rest = np.concatenate([np.zeros(0, dtype=np.int64), *uses[first:]])
         self.can_narrow = 0 < first < len(uses) and self._memory.asks_little(self._bases[rest])
-        self.crossing = self._memory.crossing(self._storages[before], self._storages[rest])
+        own = np.setdiff1d(rest, self._of_all)
+        self.crossing = self._memory.crossing(self._storages[before], self._storages[own])
 
     @property
     def names(self) -> list[str]:
@@ -173,13 +183,19 @@ class _Calls:
         memory: PassMemory,
         start: int = 0,
         stop: int | None = None,
-    ) -> None:
-        """Call the kernels, from one of them to before another one."""
+        of_all: _Numbers | None = None,
+    ) -> _Numbers:
+        """Call the kernels, from one of them to before another one; return their fields.
+
+        ``of_all``: those of all tokens, where these kernels have some of them alone.
+        """
         bases = memory.bases(values)
         fields = bases[self._bases]
         fields += self._constant
         fields += self._tokens * size.tokens
         fields += self._logits * size.logits
+        if of_all is not None:
+            fields[self._of_all] = of_all[self._of_all]
         are_small = (self._bytes[start:stop] * max(size) < _MUCH).astype(np.int8)
         kernels, starts = self._kernels[start:stop], self._starts[start:stop]
         self._run(
@@ -187,6 +203,7 @@ class _Calls:
             fields.ctypes.data, torch.get_num_threads(),
             None if self.seconds is None else self.seconds[start:stop].ctypes.data,
         )  # fmt: skip
+        return fields
 
 
 def _scaled_fields(
