@@ -42,6 +42,7 @@ from lorax_router.core.scheduler import Scheduler
 from lorax_shard.adapters.host_cache import HostCache
 from lorax_shard.adapters.prepare_lane import PrepareLane
 from lorax_shard.engine.engine import Engine
+from lorax_shard.engine.graph_limits import GraphLimits
 from lorax_shard.engine.memory import PoolSettings
 from lorax_shard.model.hf_model import HFPagedModel
 from lorax_shard.store.store import AdapterStore
@@ -153,7 +154,12 @@ class EncoderWorld:
         states: torch.Tensor = self.stock[text.handle](**arguments).last_hidden_state[0]
         return states.float()
 
-    def engine(self, paged: HFPagedModel, group: ThreadGroup | None = None) -> Engine:
+    def engine(
+        self,
+        paged: HFPagedModel,
+        group: ThreadGroup | None = None,
+        graphs: GraphLimits | None = None,
+    ) -> Engine:
         """Return a warm engine on whose lane all adapters lie."""
         assert paged.lora is not None
         assert paged.base is not None
@@ -164,7 +170,7 @@ class EncoderWorld:
             content = AdapterContent(parts=(put_adapter(self.store, folder, paged.base),))
             lane.prepare(AdapterHandle(handle), content)
         pool = PoolSettings(block_size=BLOCK_SIZE, memory_fraction=0.5, num_blocks=NUM_BLOCKS)
-        engine = Engine(paged, self.tokenizer, pool, adapters=lane, group=group)
+        engine = Engine(paged, self.tokenizer, pool, adapters=lane, group=group, graphs=graphs)
         spec = WarmupSpec(
             max_input_length=LONGEST, max_total_tokens=LONGEST + 1,
             max_step_tokens=MAX_STEP_TOKENS, max_rows=MAX_ROWS,

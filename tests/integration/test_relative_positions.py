@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,14 @@ def test_an_adapter_of_the_table_of_distances_is_refused(family: str, tmp_path: 
             select(parse_config(json.dumps(document)), base)
 
 
-def test_heads_that_mix_their_scores_are_refused() -> None:
+def test_heads_that_mix_their_scores_are_refused(tmp_path: Path) -> None:
+    words = "its heads mix their scores (talking_head)"
     config = transformers.DebertaConfig(relative_attention=True, talking_head=True)
-    assert refusal(config) == "its heads mix their scores (talking_head)"
+    assert refusal(config) == words
+    folder = make_tiny_encoder("deberta", tmp_path, talking_head=True)
+    with pytest.raises(StartupError, match=re.escape(words)) as caught:
+        load_paged_model(config_of(folder))
+    assert caught.value.exit_code is ExitCode.MODEL_UNSUPPORTED
 
 
 def test_a_deberta_whose_projections_are_one_is_not_spread(tmp_path: Path) -> None:
