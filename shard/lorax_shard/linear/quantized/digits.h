@@ -92,18 +92,19 @@ struct Digits {
         const float factor = find_scale(row, x, size);
         const __m512 factors = _mm512_set1_ps(factor);
         for (int64_t k = 0; k < size; k += cut.run) {
-            __m128i sums = _mm_setzero_si128();
+            __m512i sums = _mm512_setzero_si512();
             for (int64_t at = k; at < std::min(k + cut.run, size); at += num_lanes) {
                 const __m512i digits =
                     split(_mm512_mul_ps(some(x, at, size), factors), cut.by_parity);
                 _mm512_store_si512(words[row] + at, digits);
-                sums = _mm_add_epi32(sums, total(digits));
+                sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), digits);
             }
+            const __m128i all = total(sums);
             alignas(16) int32_t of[4];
-            _mm_store_si128((__m128i*)of, sums);
+            _mm_store_si128((__m128i*)of, all);
             totals[row][k / cut.run] = static_cast<float>(int64_t{of[2]} * 65536 + of[1] * 256 + of[0]);
             _mm_store_si128((__m128i*)starts[row][k / cut.run],
-                            _mm_mullo_epi32(sums, _mm_set1_epi32(cut.lowest)));
+                            _mm_mullo_epi32(all, _mm_set1_epi32(cut.lowest)));
         }
     }
 
@@ -151,10 +152,8 @@ struct Digits {
                                                          7, 11, 15)));
     }
 
-    // The sums of digits 0, 1 and 2.
-    static __m128i total(__m512i digits) {
-        const __m512i sums =
-            _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), digits);
+    // The sums of digits 0, 1 and 2, of those of each four inputs.
+    static __m128i total(__m512i sums) {
         const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(sums),
                                               _mm512_extracti64x4_epi64(sums, 1));
         return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
@@ -193,6 +192,10 @@ class DigitTile {
     static void compute(const Digits& in, int64_t row, const uint8_t* w, int64_t depth,
                         const Out& out, const uint8_t* ahead, int64_t rate) {
         Sums sums = {};
+        // Others have read or written these last.
+        each<2 * ROWS>([&](auto n) LORAX_INLINED {
+            __builtin_prefetch(out.at + n / 2 * out.stride + n % 2 * num_lanes, 1);
+        });
         for (int64_t k = 0, run = 0; k < depth; k += Of::run, ++run) {
             Products products;
             begin(products, in.starts[row] + run);
@@ -203,7 +206,7 @@ class DigitTile {
             const uint8_t* codes = w + Of::shared_bytes;
             for (int64_t index = 0; index < inputs / quad; ++index, digits += quad) {
                 __builtin_prefetch(ahead);
-                __builtin_prefetch(ahead + quad / 2 * rate);
+                if (quad * rate > cache_line) __builtin_prefetch(ahead + quad / 2 * rate);
                 ahead += quad * rate;
                 multiply(products, Of::read(codes, index, 0), Of::read(codes, index, 1), digits);
             }

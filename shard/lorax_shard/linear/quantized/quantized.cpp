@@ -127,6 +127,7 @@ class Part {
             const int64_t panel_bytes = size / format.group * format.bytes;
             for (int64_t row = 0; row < rows; ++row)
                 inputs.put(row, call.x + (first_row + row) * call.x_stride + k, size, format.cut);
+            if (k + size < call.num_in) ask_for_inputs(k + size);
             next_block = block + num_panels * panel_bytes;
             for (int64_t panel = first_panel; panel < last_panel; ++panel)
                 compute_panel(panel, block + panel * panel_bytes, panel_bytes, k, size);
@@ -140,7 +141,15 @@ class Part {
     void ask_for_first(const uint8_t* block) const {
         const int64_t groups = std::min(most_depth, call.num_in) / format.group;
         const uint8_t* first = block + first_panel * groups * format.bytes;
-        for (int64_t at = 0; at < lead; at += 64) __builtin_prefetch(first + at);
+        for (int64_t at = 0; at < lead; at += cache_line) __builtin_prefetch(first + at);
+    }
+
+    // Other threads may have written them; they come while a block before them is computed.
+    void ask_for_inputs(int64_t k) const {
+        const int64_t size = std::min(most_depth, call.num_in - k);
+        for (int64_t row = first_row; row < first_row + rows; ++row)
+            for (int64_t at = 0; at < size; at += cache_line / sizeof(float))
+                __builtin_prefetch(call.x + row * call.x_stride + k + at);
     }
 
     // What to ask for while a panel is computed; behind this part's come those of the next block.

@@ -10,6 +10,8 @@ namespace {
 
 // Rows that are computed while a block of the weight passes through once.
 constexpr int64_t most_rows = 96;
+// Bytes that one prefetch asks for.
+constexpr int64_t cache_line = 64;
 // From row to row of the inputs of a block; no multiple of 4 KiB.
 constexpr int64_t input_stride = most_depth + 16;
 
