@@ -39,9 +39,21 @@ class NativeFunction:
 
     A library exports it twice: ``NAME`` shares its work among threads of its own; ``NAME_team``
     is called by all threads of a team, and has ended when it returns in any of them.
+
+    ``joined`` are kernels that compute this one and the one that is called next, by the latter's
+    name; see ``model.programs.joined``.
     """
 
-    __slots__ = ("_alone", "is_by_row", "is_light", "name", "of_all", "team_address")
+    __slots__ = (
+        "_alone",
+        "is_by_row",
+        "is_light",
+        "joined",
+        "name",
+        "of_all",
+        "rows_address",
+        "team_address",
+    )
 
     def __init__(
         self,
@@ -51,27 +63,33 @@ class NativeFunction:
         is_light: bool = False,
         is_by_row: bool = False,
         of_all: Collection[int] = (),
+        for_rows: str = "",
     ) -> None:
         """``is_light``: it does little with each number that it reads.
 
         ``is_by_row``: what it writes for a token follows from what it reads of that token, of the
         KV cache and of the model, and it writes to neither of them. ``of_all``: the fields that
-        are addresses of what it reads of other tokens, too.
+        are addresses of what it reads of other tokens, too. ``for_rows``: what computes the same
+        for some rows and columns, for kernels that join this one.
         """
         alone: Any = getattr(library, name)
         alone.argtypes, alone.restype = (ctypes.c_char_p,), None
         self.name, self._alone = name, alone
         self.is_light, self.is_by_row = is_light, is_by_row
         self.of_all = frozenset(of_all)
-        self.team_address: int = (
-            ctypes.cast(getattr(library, f"{name}_team"), ctypes.c_void_p).value or 0
-        )
+        self.joined: dict[str, NativeFunction] = {}
+        self.team_address = _address(library, f"{name}_team")
+        self.rows_address = _address(library, for_rows) if for_rows else 0
 
     def __call__(self, fields: bytes) -> None:
         """Compute; ``fields`` are those of the struct."""
         if _noted is not None:
             _noted(self, fields)
         self._alone(fields)
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
 # Is told of each call of a kernel before it is computed.

@@ -28,6 +28,8 @@ _KERNELS = {
     "lorax_rotate": "rotations",
     "lorax_lora_apply": "adapters",
 }
+# The second one computes gates with the product before them.
+_PRODUCTS = ("_linear", "_panel_gated")
 LINEARS, HEAD, SUMS, REST = "linears", "head", "sums and copies", "the rest of the pass"
 LAID_OUT, DRAWN, ENGINE = "the pass laid out", "tokens drawn", "the rest of the engine"
 PARTS = (LINEARS, *_KERNELS.values(), HEAD, SUMS, REST, LAID_OUT, DRAWN, ENGINE)
@@ -132,7 +134,7 @@ class StepBench:
         parts = dict.fromkeys(PARTS, 0.0)
         if timed is not None:
             names, of_kernels = timed
-            linears = [index for index, name in enumerate(names) if name.endswith("_linear")]
+            linears = [index for index, name in enumerate(names) if name.endswith(_PRODUCTS)]
             for index, name in enumerate(names):
                 part = LINEARS if index in linears else _KERNELS.get(name, SUMS)
                 parts[HEAD if index == linears[-1] else part] += float(of_kernels[index])

@@ -205,8 +205,11 @@ def _kernels() -> tuple[_Kernels | None, str | None]:
     library, reason = load_library(_SOURCE, *_FLAGS)
     if library is None:
         return None, reason
+    for_rows = {"gated": "lorax_gate_rows"}
     found = (
-        NativeFunction(library, f"lorax_{name}", is_light=True, is_by_row=True)
+        NativeFunction(
+            library, f"lorax_{name}", is_light=True, is_by_row=True, for_rows=for_rows.get(name, "")
+        )
         for name in _Kernels._fields
     )
     return _Kernels(*found), None

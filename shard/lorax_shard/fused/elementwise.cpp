@@ -114,19 +114,19 @@ void norm_row(const float* __restrict x, const float* __restrict weight, float* 
     for (int64_t i = 0; i < width; ++i) out[i] = (x[i] * scale) * (offset + weight[i]);
 }
 
-template <typename Function>
-void gate_row(const float* __restrict gate, const float* __restrict up, float* __restrict out,
-              int64_t width) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) out[i] = Function::of(gate[i]) * up[i];
-}
-
 // As wide vectors as there are: all is computation here.
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
 #define LORAX_WIDE __attribute__((target("prefer-vector-width=512")))
 #else
 #define LORAX_WIDE
 #endif
+
+template <typename Function>
+LORAX_WIDE void gate_row(const float* __restrict gate, const float* __restrict up,
+                         float* __restrict out, int64_t width) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) out[i] = Function::of(gate[i]) * up[i];
+}
 
 template <typename Function>
 LORAX_WIDE void activate_row(const float* x, float* out, int64_t width) {
@@ -295,6 +295,16 @@ extern "C" void lorax_gated_team(const GatedCall* packed) {
         row(c.gate + i * c.gate_stride + first, c.up + i * c.up_stride + first,
             c.out + i * c.width + first, last - first);
     }
+}
+
+// For products that gate their own results: rows x width numbers of each, with `stride` from row to
+// row of both.
+extern "C" void lorax_gate_rows(const float* gate, const float* up, int64_t stride, float* out,
+                                int64_t out_stride, int64_t rows, int64_t width,
+                                int64_t activation) {
+    const auto row = activation == 0 ? gate_row<Silu> : gate_row<GeluTanh>;
+    for (int64_t i = 0; i < rows; ++i)
+        row(gate + i * stride, up + i * stride, out + i * out_stride, width);
 }
 
 extern "C" void lorax_gated(const GatedCall* c) {

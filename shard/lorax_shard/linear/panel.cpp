@@ -22,15 +22,12 @@
 #include <cstring>
 #include <numeric>
 
+#include "calls.h"
 #include "lanes.h"
-#include "matrix_tiles.h"
+#include "on_tiles.h"
 
 namespace {
 
-// The most inputs of a block: a panel's block and a tile's inputs fit into the first cache.
-constexpr int64_t most_depth = 128;
-// Blocks have a multiple of this many inputs, the last one of a weight apart: a matrix tile's.
-constexpr int64_t depth_step = 32;
 // From row to row of the inputs of a block. Fixed, so that rows are reached without a register
 // each; no multiple of 4 KiB, so that they do not push each other out of the cache.
 constexpr int64_t input_stride = most_depth + 16;
@@ -91,35 +88,6 @@ constexpr Tile* tiles[] = {
 #endif
 };
 
-}  // namespace
-
-// What Python hands over: all fields have eight bytes.
-struct PanelCall {
-    const float* x;
-    int64_t x_stride;
-    const float* weight;
-    const float* bias;  // padded to whole panels; null without one
-    float* y;
-    int64_t y_stride;
-    int64_t num_rows;
-    int64_t num_in;
-    int64_t num_out;
-    int64_t num_threads;
-};
-
-// The same for packing: the weight may lie in any order.
-struct PackCall {
-    const float* weight;
-    int64_t row_stride;
-    int64_t column_stride;
-    float* packed;
-    int64_t num_in;
-    int64_t num_out;
-    int64_t num_threads;
-};
-
-namespace {
-
 // Copies `size` inputs of one panel, from input k on.
 void pack_panel(const PackCall& call, int64_t panel, int64_t k, int64_t size, float* packed) {
     const float* first = call.weight + panel * columns * call.row_stride + k * call.column_stride;
@@ -138,13 +106,16 @@ class Part {
     // that a part has: they stay in the second cache from block to block.
     static constexpr int64_t most_rows = 96, part_results = 65536, parts_a_thread = 4;
 
+    // With a call that gates the panels are those of the first half; those that they gate come too.
     Part(const PanelCall& call, int64_t first_row, int64_t last_row, int64_t first_panel,
-         int64_t last_panel)
-        : call(call), first_row(first_row), rows(last_row - first_row), first_panel(first_panel),
-          last_panel(last_panel), num_panels((call.num_out + columns - 1) / columns),
+         int64_t last_panel, const GatedCall* gated = nullptr)
+        : call(call), gated(gated), first_row(first_row), rows(last_row - first_row),
+          first_panel(first_panel), own_panels(last_panel - first_panel),
+          num_panels((call.num_out + columns - 1) / columns),
           num_tiles((rows + tile_rows - 1) / tile_rows) {}
 
     void compute(int64_t depth) {
+        const int64_t count = gated ? 2 * own_panels : own_panels;
         const float* block = call.weight;
         for (int64_t k = 0; k < call.num_in; k += depth) {
             const int64_t size = std::min(depth, call.num_in - k);
@@ -152,23 +123,41 @@ class Part {
                 std::memcpy(inputs + row * input_stride,
                             call.x + (first_row + row) * call.x_stride + k, size * sizeof(float));
             const float* next_block = block + num_panels * size * columns;
-            for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-                const float* w = block + panel * size * columns;
-                const float* next = panel + 1 < last_panel
-                                        ? w + size * columns
+            for (int64_t number = 0; number < count; ++number) {
+                const float* w = block + panel_at(number) * size * columns;
+                const float* next = number + 1 < count
+                                        ? block + panel_at(number + 1) * size * columns
                                         : next_block + first_panel * size * columns;
-                compute_panel(panel, w, next, k, size);
+                compute_panel(number, w, next, k, size);
             }
             block = next_block;
         }
-        if (call.num_out % columns && last_panel == num_panels) copy_edge();
+        if (call.num_out % columns && first_panel + own_panels == num_panels) copy_edge();
     }
 
    private:
-    void compute_panel(int64_t panel, const float* w, const float* next, int64_t k, int64_t size) {
+    // Sums of panels that are gated: they stay here until all inputs are through.
+    struct alignas(64) Sums {
+        // The rows of the parts of a product differ by one, of half of most_rows and more.
+        float numbers[part_results + part_results / (most_rows / 2)];
+    };
+
+    int64_t panel_at(int64_t number) const {
+        return first_panel + (number < own_panels ? number : num_panels / 2 + number - own_panels);
+    }
+
+    static float* sums_of_thread() {
+        static thread_local Sums sums;
+        return sums.numbers;
+    }
+
+    void compute_panel(int64_t number, const float* w, const float* next, int64_t k, int64_t size) {
+        const int64_t panel = panel_at(number);
         const bool is_edge = (panel + 1) * columns > call.num_out;
-        float* y = is_edge ? edge : call.y + first_row * call.y_stride + panel * columns;
-        const int64_t stride = is_edge ? columns : call.y_stride;
+        float* y = gated     ? sums + number * rows * columns
+                   : is_edge ? edge
+                             : call.y + first_row * call.y_stride + panel * columns;
+        const int64_t stride = gated || is_edge ? columns : call.y_stride;
         const bool is_last = k + size == call.num_in;
         const float* bias = is_last && call.bias ? call.bias + panel * columns : nullptr;
         const int64_t step = (columns + num_tiles - 1) / num_tiles;
@@ -180,6 +169,11 @@ class Part {
                              Out{y + row * stride, stride, k == 0, bias}, ahead);
             row = end;
         }
+        if (gated && is_last && number >= own_panels)
+            gated->gate_rows(y - own_panels * rows * columns, y, columns,
+                             gated->out + first_row * gated->width +
+                                 (panel - num_panels / 2) * columns,
+                             gated->width, rows, columns, gated->activation);
     }
 
     void copy_edge() {
@@ -190,7 +184,9 @@ class Part {
     }
 
     const PanelCall& call;
-    const int64_t first_row, rows, first_panel, last_panel, num_panels, num_tiles;
+    const GatedCall* const gated;
+    const int64_t first_row, rows, first_panel, own_panels, num_panels, num_tiles;
+    float* const sums = gated ? sums_of_thread() : nullptr;
     alignas(64) float inputs[most_rows * input_stride];
     // Results of a panel that is wider than what is left of y.
     alignas(64) float edge[most_rows * columns];
@@ -207,157 +203,6 @@ constexpr int64_t too_little = 65536;
 constexpr int64_t few_parts = 4;
 
 int64_t work_of(const PanelCall& call) { return call.num_rows * call.num_in * call.num_out; }
-
-#ifdef LORAX_MATRIX_TILES
-// Some rows and some neighbouring panels, computed on matrix tiles. Inputs are cut into parts of
-// 16 bits once for all panels, a panel's block once for all rows; sums lie tile by tile until all
-// inputs of a stretch are through.
-class TilePart {
-   public:
-    static constexpr int64_t most_rows = 256, part_results = 262144;
-    // Every part cuts its rows anew.
-    static constexpr int64_t parts_a_thread = 1;
-
-    TilePart(const PanelCall& call, int64_t first_row, int64_t last_row, int64_t first_panel,
-             int64_t last_panel)
-        : call(call), first_row(first_row), rows(last_row - first_row), first_panel(first_panel),
-          last_panel(last_panel), num_panels((call.num_out + columns - 1) / columns) {}
-
-    void compute(int64_t depth) {
-        static thread_local Memory memory;
-        held = &memory;
-        const matrix_tiles::Session session;
-        const int64_t stretch_size = most_inputs / depth * depth;
-        for (stretch = 0; stretch < call.num_in; stretch = stretch_end) {
-            stretch_end = std::min(call.num_in, stretch + stretch_size);
-            cut_rows();
-            for (int64_t panel = first_panel; panel < last_panel; ++panel)
-                compute_panel(panel, depth);
-        }
-    }
-
-   private:
-    static constexpr int64_t tile_rows = matrix_tiles::rows, step_inputs = matrix_tiles::depth;
-    static constexpr int64_t step_size = matrix_tiles::parts * matrix_tiles::size;
-    // Inputs that rows are cut for at a time: they stay in the second cache.
-    static constexpr int64_t most_inputs = 768;
-    static constexpr int64_t row_tile_size = most_inputs / step_inputs * step_size;
-    static constexpr int64_t pair_sums = 2 * tile_rows * columns;
-
-    struct alignas(64) Memory {
-        uint16_t inputs[most_rows / tile_rows * row_tile_size];
-        uint16_t weights[2 * most_depth / step_inputs * step_size];
-        float sums[most_rows / (2 * tile_rows) * pair_sums];
-    };
-
-    // Inputs as tiles: row tile by row tile, in each step by step, in each part by part.
-    void cut_rows() {
-        const int64_t end = (rows + tile_rows - 1) / tile_rows * tile_rows;
-        for (int64_t row = 0; row < end; ++row) {
-            const float* x = call.x + (first_row + std::min(row, rows - 1)) * call.x_stride;
-            uint16_t* to = held->inputs + row / tile_rows * row_tile_size + row % tile_rows * 32;
-            int64_t k = stretch;
-            for (; k + step_inputs <= stretch_end; k += step_inputs, to += step_size)
-                matrix_tiles::split(_mm512_loadu_ps(x + k), _mm512_loadu_ps(x + k + 16), to);
-            if (k < stretch_end)
-                matrix_tiles::split(matrix_tiles::some(x + k, stretch_end - k),
-                                    matrix_tiles::some(x + k + 16, stretch_end - k - 16), to);
-        }
-        matrix_tiles::settle(held);
-    }
-
-    void compute_panel(int64_t panel, int64_t depth) {
-        for (int64_t k = stretch; k < stretch_end; k += depth) {
-            const int64_t size = std::min(depth, call.num_in - k);
-            ahead = k + depth < stretch_end ? block_at(panel, k + depth, depth)
-                                            : block_at(panel + 1, stretch, depth);
-            cut_panel(block_at(panel, k, depth), size);
-            const int64_t num_steps = (size + step_inputs - 1) / step_inputs;
-            const int64_t num_pairs = (rows + 2 * tile_rows - 1) / (2 * tile_rows);
-            ahead_step = (depth / num_pairs + num_steps - 1) / num_steps;
-            for (int64_t row = 0; row < rows; row += 2 * tile_rows) {
-                if (rows - row > tile_rows)
-                    add_block<true>(row, k, num_steps);
-                else
-                    add_block<false>(row, k, num_steps);
-            }
-        }
-        for (int64_t row = 0; row < rows; ++row) write(panel, row);
-    }
-
-    const float* block_at(int64_t panel, int64_t k, int64_t depth) const {
-        const int64_t size = std::min(depth, call.num_in - k);
-        return call.weight + (k * num_panels + panel * size) * columns;
-    }
-
-    // A panel's block as tiles: step by step, in each its two tiles of columns.
-    void cut_panel(const float* w, int64_t size) {
-        const __m512 zeros = _mm512_setzero_ps();
-        for (int64_t k = 0; k < size; k += step_inputs) {
-            uint16_t* to = held->weights + k / step_inputs * 2 * step_size;
-            for (int64_t pair = k; pair < k + 16; ++pair, to += 32) {
-                ask(2);
-                for (int64_t half = 0; half < 2; ++half) {
-                    const float* at = w + pair * columns + half * num_lanes;
-                    matrix_tiles::split(
-                        pair < size ? _mm512_loadu_ps(at) : zeros,
-                        pair + 16 < size ? _mm512_loadu_ps(at + 16 * columns) : zeros,
-                        to + half * step_size);
-                }
-            }
-        }
-        matrix_tiles::settle(held);
-    }
-
-    template <bool HAS_SECOND_ROWS>
-    void add_block(int64_t row, int64_t k, int64_t num_steps) {
-        const uint16_t* x = held->inputs + row / tile_rows * row_tile_size +
-                            (k - stretch) / step_inputs * step_size;
-        float* sums = held->sums + row / (2 * tile_rows) * pair_sums;
-        if (k == stretch)
-            matrix_tiles::zero_sums();
-        else
-            matrix_tiles::load_sums<HAS_SECOND_ROWS>(sums);
-        for (int64_t step = 0; step < num_steps; ++step) {
-            ask(ahead_step);
-            matrix_tiles::multiply<HAS_SECOND_ROWS>(x + step * step_size, row_tile_size,
-                                                    held->weights + 2 * step * step_size,
-                                                    step_size);
-        }
-        matrix_tiles::store_sums<HAS_SECOND_ROWS>(sums);
-    }
-
-    void ask(int64_t lines) {
-        for (; lines > 0; --lines, ahead += 16) __builtin_prefetch(ahead, 0, 2);
-    }
-
-    void write(int64_t panel, int64_t row) {
-        const float* sums = held->sums + row / (2 * tile_rows) * pair_sums +
-                            row / tile_rows % 2 * tile_rows * columns + row % tile_rows * 16;
-        float* y = call.y + (first_row + row) * call.y_stride + panel * columns;
-        const bool is_first = stretch == 0, is_last = stretch_end == call.num_in;
-        for (int64_t half = 0; half < 2; ++half, sums += tile_rows * 16, y += 16) {
-            const int64_t left = call.num_out - panel * columns - half * 16;
-            if (left <= 0) return;
-            const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
-            __m512 sum = _mm512_load_ps(sums);
-            if (!is_first) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y));
-            if (is_last && call.bias)
-                sum = _mm512_add_ps(sum, _mm512_loadu_ps(call.bias + panel * columns + half * 16));
-            _mm512_mask_storeu_ps(y, mask, sum);
-        }
-    }
-
-    const PanelCall& call;
-    const int64_t first_row, rows, first_panel, last_panel, num_panels;
-    // Which inputs are computed.
-    int64_t stretch = 0, stretch_end = 0;
-    Memory* held = nullptr;
-    // The block that comes next is asked for, so many cache lines with every step.
-    const float* ahead = nullptr;
-    int64_t ahead_step = 0;
-};
-#endif
 
 }  // namespace
 
@@ -390,16 +235,16 @@ extern "C" void lorax_panel_pack(const PackCall* packed) {
 
 namespace {
 
-// Called by all threads of a team.
-template <typename SomePart>
-void compute_parts(const PanelCall& call) {
+// Called by all threads of a team. Panels are shared of which each brings `together` to its part.
+template <typename SomePart, class... Told>
+void compute_parts(const PanelCall& call, int64_t together, const Told*... told) {
     const int64_t depth = lorax_panel_depth(call.num_in);
-    const int64_t num_panels = (call.num_out + columns - 1) / columns;
+    const int64_t num_panels = (call.num_out + columns - 1) / columns / together;
     const int64_t threads = omp_get_num_threads();
     const int64_t parts = work_of(call) < much ? threads : threads * SomePart::parts_a_thread;
     const int64_t row_parts = (call.num_rows + SomePart::most_rows - 1) / SomePart::most_rows;
     const int64_t part_columns = SomePart::part_results * row_parts / call.num_rows;
-    const int64_t fitting = std::max<int64_t>(1, part_columns / columns);
+    const int64_t fitting = std::max<int64_t>(1, part_columns / (columns * together));
     int64_t panel_parts = std::max((num_panels + fitting - 1) / fitting,
                                    (parts + row_parts - 1) / row_parts);
     // Of few parts all threads get as many: one that has one more lets the others wait.
@@ -411,7 +256,7 @@ void compute_parts(const PanelCall& call) {
     for (int64_t part = 0; part < row_parts * panel_parts; ++part) {
         const int64_t row = part / panel_parts, panel = part % panel_parts;
         SomePart(call, call.num_rows * row / row_parts, call.num_rows * (row + 1) / row_parts,
-                 num_panels * panel / panel_parts, num_panels * (panel + 1) / panel_parts)
+                 num_panels * panel / panel_parts, num_panels * (panel + 1) / panel_parts, told...)
             .compute(depth);
     }
 }
@@ -421,13 +266,32 @@ void compute_parts(const PanelCall& call) {
 // Called by all threads of a team.
 extern "C" void lorax_panel_linear_team(const PanelCall* packed) {
     const PanelCall call = *packed;
-    if (call.num_rows != 0) compute_parts<Part>(call);
+    if (call.num_rows != 0) compute_parts<Part>(call, 1);
 }
 
 extern "C" void lorax_panel_linear(const PanelCall* packed) {
     const int64_t threads = work_of(*packed) < too_little ? 1 : packed->num_threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     lorax_panel_linear_team(packed);
+}
+
+// A product of which the first half of the columns gates the second half. Called by all threads of
+// a team.
+extern "C" void lorax_panel_gated_team(const GatedCall* packed) {
+    const GatedCall call = *packed;
+    if (call.rows == 0) return;
+    if (call.width % columns == 0) return compute_parts<Part>(call.linear, 2, &call);
+    compute_parts<Part>(call.linear, 1);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < call.rows; ++row)
+        call.gate_rows(call.gate + row * call.gate_stride, call.up + row * call.up_stride, 0,
+                       call.out + row * call.width, 0, 1, call.width, call.activation);
+}
+
+extern "C" void lorax_panel_gated(const GatedCall* packed) {
+    const int64_t threads = work_of(packed->linear) < too_little ? 1 : packed->num_threads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    lorax_panel_gated_team(packed);
 }
 
 // Whether this processor has matrix tiles that this process may use.
@@ -444,7 +308,7 @@ extern "C" void lorax_tiles_linear_team(const PanelCall* packed) {
 #ifdef LORAX_MATRIX_TILES
     const PanelCall call = *packed;
     if (call.num_rows >= tiles_from && matrix_tiles::are_granted())
-        return compute_parts<TilePart>(call);
+        return compute_parts<TilePart>(call, 1);
 #endif
     lorax_panel_linear_team(packed);
 }

@@ -196,6 +196,7 @@ def load_panels(*flags: str) -> tuple[PanelLibrary | None, str | None]:
     if loaded is None:
         return None, reason
     linear = NativeFunction(loaded, "lorax_panel_linear", is_by_row=True)
+    linear.joined["lorax_gated"] = NativeFunction(loaded, "lorax_panel_gated", is_by_row=True)
     tiles = NativeFunction(loaded, "lorax_tiles_linear", is_by_row=True)
     are_there: Any = loaded.lorax_tiles_are_there
     are_there.argtypes, are_there.restype = (), ctypes.c_int64

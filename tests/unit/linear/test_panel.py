@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from lorax_shard.fused.backend import GateFunction
+from lorax_shard.fused.cpp import CppElementwise
 from lorax_shard.linear import panel
 from lorax_shard.linear.panel import PanelBackend, PanelKernel, PanelLibrary, load_panels
+from lorax_shard.native import NativeFunction, noting_calls
 
 # Besides this processor's own: what one without these instructions computes with.
 NARROWER = {"own": (), "without AVX-512": ("-mno-avx512f",), "without AVX": ("-mno-avx",)}
@@ -52,6 +56,33 @@ def test_every_instruction_set_computes_the_linear(
         torch.testing.assert_close(
             kernel(x), functional.linear(x, weight, bias), rtol=1e-5, atol=1e-5 * shape[1] ** 0.5
         )
+
+
+@pytest.mark.parametrize("activation", GateFunction)
+@pytest.mark.parametrize("width", [1, 32, 70, 224])
+def test_a_product_gates_its_own_columns_to_the_same_bits(
+    library: PanelLibrary, width: int, activation: GateFunction
+) -> None:
+    torch.manual_seed(0)
+    num_in = 300
+    kernel = packed(library, torch.randn(2 * width, num_in), torch.randn(2 * width))
+    gates = CppElementwise()
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        for rows in (0, 1, 5, 13, 96, 97, MOST_ROWS):
+            x = torch.randn(rows, num_in)
+            calls: list[tuple[NativeFunction, bytes]] = []
+            with noting_calls(lambda *call, to=calls: to.append(call)):
+                gate, up = kernel(x).chunk(2, dim=-1)
+                expected = gates.gated(gate, up, activation)
+            (linear, product), (gated, told) = calls
+            out, y = torch.full_like(expected, torch.nan), torch.empty(rows, 2 * width)
+            fields = [np.frombuffer(each, dtype=np.int64).copy() for each in (product, told)]
+            fields[0][4] = fields[1][0] = y.data_ptr()
+            fields[1][2], fields[1][4] = y.data_ptr() + 4 * width, out.data_ptr()
+            address = np.array([gated.rows_address], dtype=np.int64)
+            linear.joined[gated.name](np.concatenate([*fields, address]).tobytes())
+            assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

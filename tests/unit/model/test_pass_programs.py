@@ -142,6 +142,21 @@ def test_neighbours_that_are_asked_for_are_one_row(trial: ProgramTrial) -> None:
     assert found.positions.tolist() == [29, 6, 0, 25, 28, 27]
 
 
+@pytest.mark.parametrize(
+    ("quantize", "product"), [("none", "lorax_panel_gated"), ("int8", "lorax_quantized_linear")]
+)
+def test_products_gate_their_own_columns_where_nothing_is_added_to_them(
+    quantize: Quantize, product: str, tmp_path: Path
+) -> None:
+    programs = loaded(tmp_path, "llama", quantize).graphs
+    assert isinstance(programs, PassPrograms)
+    without, with_adapters = (programs._programs[each]._calls.names for each in (False, True))
+    assert product in without
+    assert ("lorax_gated" in without) == (quantize != "none")
+    assert "lorax_gated" in with_adapters
+    assert "lorax_panel_gated" not in with_adapters
+
+
 def test_the_last_layer_leaves_out_what_nobody_asks_for(
     model: HFPagedModel, trial: ProgramTrial
 ) -> None:

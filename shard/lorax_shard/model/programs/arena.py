@@ -99,6 +99,10 @@ class PassMemory:
         origins = (given[base - _LOGITS - 1] for base in np.unique(bases[bases > _LOGITS]))
         return all(each == InputOf(LOGIT_ROWS) for each in origins)
 
+    def is_kept(self, storage: int) -> bool:
+        """Return whether whoever comes after the kernels reads a memory."""
+        return storage in self._kept
+
     def crossing(self, before: _Numbers, rest: _Numbers) -> list[int]:
         """Return the T tensors that earlier kernels wrote and later ones read, or whoever comes last."""
         read = self._kept.union(rest.tolist())

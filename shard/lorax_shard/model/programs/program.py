@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lorax_shard.model.programs.arena import LOGIT_ROWS, Arena, PassMemory
+from lorax_shard.model.programs.joined import CallFields, joined, product_memory
 from lorax_shard.model.programs.operations import operations
 from lorax_shard.model.programs.recorder import (
     InputOf,
@@ -133,14 +134,44 @@ class _Calls:
         self._memory = PassMemory(sizes, recordings, storages[0], self._lens, arena)
         light = np.array([each.is_light for each in self._functions])
         self._bytes = np.where(light, self._memory.bytes_of_calls, _MUCH)
-        self._constant, self._tokens, self._logits = _scaled_fields(sizes, recordings, storages[0])
-        self._constant, self._tokens, self._logits, self._bases = self._memory.placed(
-            storages[0], self._constant, self._tokens, self._logits
-        )
-        self._storages = storages[0]
+        scaled = _scaled_fields(sizes, recordings, storages[0])
+        self._fields = CallFields(*self._memory.placed(storages[0], *scaled), storages[0])
         of_all = [np.isin(np.arange(len(c.fields)), [*c.function.of_all]) for c in first.calls]
         self._of_all = np.flatnonzero(np.concatenate(of_all))
+        self._join()
         self._find_narrow()
+
+    def _join(self) -> None:
+        """Compute kernels as one with those behind them, where that gives the same."""
+        for index in reversed(range(len(self._functions) - 1)):
+            first, second = self._functions[index : index + 2]
+            fields, next_fields = self._fields_of(index), self._fields_of(index + 1)
+            found = joined(first, fields, second, next_fields)
+            if found is None or not self._is_between(product_memory(fields), index):
+                continue
+            self._functions[index], more = found
+            self._starts[index], self._lens[index] = len(self._fields.constant), len(more.constant)
+            self._kernels[index] = self._functions[index].team_address
+            self._fields = self._fields.followed_by(more)
+            self._leave_out(index + 1)
+
+    def _fields_of(self, index: int) -> CallFields:
+        return self._fields.at(slice(self._starts[index], self._starts[index] + self._lens[index]))
+
+    def _is_between(self, storage: int, index: int) -> bool:
+        """Return whether nobody but a kernel and the next one looks at some memory."""
+        others = (each for each in range(len(self._functions)) if each not in (index, index + 1))
+        return not self._memory.is_kept(storage) and not any(
+            (self._fields_of(each).storages == storage).any() for each in others
+        )
+
+    def _leave_out(self, index: int) -> None:
+        del self._functions[index]
+        self._kernels, self._starts = (
+            np.delete(self._kernels, index),
+            np.delete(self._starts, index),
+        )
+        self._bytes, self._lens = np.delete(self._bytes, index), np.delete(self._lens, index)
 
     def _find_narrow(self) -> None:
         # Behind them, or from them on, each kernel goes by rows.
@@ -153,9 +184,10 @@ class _Calls:
         ]
         before = np.concatenate([np.zeros(0, dtype=np.int64), *uses[:first]])
         rest = np.concatenate([np.zeros(0, dtype=np.int64), *uses[first:]])
-        self.can_narrow = 0 < first < len(uses) and self._memory.asks_little(self._bases[rest])
+        bases, storages = self._fields.bases, self._fields.storages
+        self.can_narrow = 0 < first < len(uses) and self._memory.asks_little(bases[rest])
         own = np.setdiff1d(rest, self._of_all)
-        self.crossing = self._memory.crossing(self._storages[before], self._storages[own])
+        self.crossing = self._memory.crossing(storages[before], storages[own])
 
     @property
     def names(self) -> list[str]:
@@ -168,6 +200,7 @@ class _Calls:
         other._functions = [each for each in self._functions if each.name not in names]
         other._kernels, other._starts = self._kernels[kept], self._starts[kept]
         other._bytes, other._lens = self._bytes[kept], self._lens[kept]
+        other._join()
         other._find_narrow()
         return other
 
@@ -190,10 +223,10 @@ class _Calls:
         ``of_all``: those of all tokens, where these kernels have some of them alone.
         """
         bases = memory.bases(values)
-        fields = bases[self._bases]
-        fields += self._constant
-        fields += self._tokens * size.tokens
-        fields += self._logits * size.logits
+        fields = bases[self._fields.bases]
+        fields += self._fields.constant
+        fields += self._fields.tokens * size.tokens
+        fields += self._fields.logits * size.logits
         if of_all is not None:
             fields[self._of_all] = of_all[self._of_all]
         are_small = (self._bytes[start:stop] * max(size) < _MUCH).astype(np.int8)
