@@ -1,7 +1,8 @@
 // From logits to tokens, many rows at once, on a CPU. Loaded by kernel.py.
 //
 // Two calls with a softmax of torch's between them: the first writes what a row's softmax is taken
-// of, one line a row; the second draws. The specification is distribution.py and id_tree.py: the
+// of, one line a row; the second draws. Rows that take the likeliest token of their logits as they
+// are, and report no more, need no line. The specification is distribution.py and id_tree.py: the
 // same order of warpers, the same ties, the same numbers. Sums of probabilities are those of whole
 // numbers, so no order of summing, no number of threads and no neighbour changes any of them.
 
@@ -79,6 +80,7 @@ void shift(const float* scores, float* line, int64_t vocab_size, float temperatu
 }
 
 void prepare(const Batch& batch, const Row& row) {
+    if (row.line < 0) return;
     const int64_t vocab_size = batch.vocab_size;
     const float* logits = batch.logits + row.source * batch.stride;
     const float* scores = logits;
@@ -237,9 +239,62 @@ void report_drawn(const Batch& batch, int64_t row, const Tokens& tokens, const D
     }
 }
 
+// ---- the likeliest token ----
+
+// e^x for x <= 0, to about 1e-7 of it; NaN for NaN.
+inline float exponential(float x) {
+    constexpr float is_nothing = -87.0f;
+    const float in_range = x < is_nothing ? is_nothing : x;
+    // The nearest whole number of ln 2: what is added leaves no bits behind the point.
+    const float whole = (in_range * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const float rest = (in_range - whole * 0.693145752f) - whole * 1.42860677e-6f;
+    float series = rest * (1.0f / 5040) + 1.0f / 720;
+    series = series * rest + 1.0f / 120;
+    series = series * rest + 1.0f / 24;
+    series = series * rest + 1.0f / 6;
+    series = series * rest + 0.5f;
+    series = series * rest + 1.0f;
+    series = series * rest + 1.0f;
+    const int32_t bits = (int32_t(whole) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return x < is_nothing ? 0.0f : series * power;
+}
+
+// The sum of e^(value - most).
+double sum_of_weights(const float* values, int64_t n, float most) {
+    // In few parts each lane adds little to much.
+    constexpr int64_t part = 16 * num_lanes;
+    double sum = 0;
+    int64_t i = 0;
+    for (; i + part <= n; i += part) {
+        float sums[num_lanes] = {};
+        for (int64_t at = i; at < i + part; at += num_lanes)
+            for (int lane = 0; lane < num_lanes; ++lane)
+                sums[lane] += exponential(values[at + lane] - most);
+        for (float each : sums) sum += each;
+    }
+    for (; i < n; ++i) sum += exponential(values[i] - most);
+    return sum;
+}
+
+// Takes it of logits, or of a line: a number less the largest one is the same of both.
+void take_likeliest(const Batch& batch, int64_t at, const float* values) {
+    const float most = largest(values, batch.vocab_size);
+    const double sum = sum_of_weights(values, batch.vocab_size, most);
+    if (std::isnan(sum)) return;
+    // The first of equal ones.
+    batch.ids[at] = first_from(values, batch.vocab_size, most);
+    batch.logprobs[at] = -std::log(sum);
+}
+
 void finish(const Batch& batch, int64_t at) {
     const Row& row = batch.rows[at];
     const int64_t vocab_size = batch.vocab_size;
+    if (row.temperature <= 0 && row.raw_line < 0 && !row.num_alternatives)
+        return take_likeliest(batch, at,
+                              row.line < 0 ? batch.logits + row.source * batch.stride
+                                           : batch.lines + row.line * vocab_size);
     const float* probs = batch.probs + row.line * vocab_size;
     // One NaN, one +inf or nothing but -inf makes a row's whole softmax NaN.
     if (std::isnan(probs[0])) return;

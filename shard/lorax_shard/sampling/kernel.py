@@ -1,7 +1,7 @@
 """Draws many rows at once on a CPU, by a kernel that is compiled when it is first asked for.
 
 The softmax between its two halves is torch's, as in ``reference``: the same probabilities, and
-so the same tokens.
+so the same tokens. The likeliest token of logits as they are needs none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from lorax_shard.sampling.sampled import (
     most_alternatives,
 )
 from lorax_shard.sampling.scores import SamplerRow
-from lorax_shard.sampling.table import KnownSettings, RowSettings, make_table
+from lorax_shard.sampling.table import (
+    KnownSettings,
+    RowSettings,
+    likeliest_table,
+    make_table,
+    take_likeliest,
+)
 from lorax_shard.sampling.watermark import Watermark
 
 _SOURCE = Path(__file__).with_name("draw.cpp")
@@ -93,7 +99,10 @@ class DrawKernel:
         assert library is not None, reason  # whoever makes this asks first
         vocab_size = logits.shape[1]
         places = _HostPlaces()
-        table, num_lines = make_table(rows, settings, vocab_size, watermark, masks, places)
+        if take_likeliest(rows, settings, masks):
+            table, num_lines = likeliest_table(len(rows)), 0
+        else:
+            table, num_lines = make_table(rows, settings, vocab_size, watermark, masks, places)
         lines, probs = self._memory(num_lines, vocab_size)
         most = most_alternatives(rows)
         ids = np.full(len(rows), NO_TOKEN, dtype=np.int64)
@@ -105,8 +114,9 @@ class DrawKernel:
             table.ctypes.data, len(rows), watermark.delta, most, torch.get_num_threads(),
             ids.ctypes.data, logprobs.ctypes.data, best.ctypes.data, best_logprobs.ctypes.data,
         )  # fmt: skip
-        library.lorax_prepare_draws(ctypes.byref(batch))
-        torch.softmax(lines, dim=-1, out=probs)
+        if num_lines:
+            library.lorax_prepare_draws(ctypes.byref(batch))
+            torch.softmax(lines, dim=-1, out=probs)
         library.lorax_finish_draws(ctypes.byref(batch))
         logprobs[ids == NO_TOKEN] = LEAST_LOGPROB
         result.ids += ids.tolist()

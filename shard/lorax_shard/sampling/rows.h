@@ -10,7 +10,7 @@ namespace {
 // As table.py lays it out: eight bytes each.
 struct Row {
     int64_t source;    // row of the logits
-    int64_t line;      // where its softmax is
+    int64_t line;      // where its softmax is, or -1: it needs none
     int64_t raw_line;  // where that of its own logits is, or -1: logprobs are of what is drawn from
     double temperature;  // 0: the likeliest token
     int64_t top_k;       // 0: all
@@ -50,14 +50,16 @@ constexpr int num_lanes = 16;
 
 // The largest value that is a number.
 inline float largest(const float* values, int64_t n) {
-    float most[num_lanes];
+    // Several at once: each takes longer than it keeps the processor from the next.
+    constexpr int at_once = 4 * num_lanes;
+    float most[at_once];
     for (float& each : most) each = -std::numeric_limits<float>::infinity();
     int64_t i = 0;
-    for (; i + num_lanes <= n; i += num_lanes)
-        for (int lane = 0; lane < num_lanes; ++lane)
-            most[lane] = values[i + lane] > most[lane] ? values[i + lane] : most[lane];
+    for (; i + at_once <= n; i += at_once)
+        for (int at = 0; at < at_once; ++at)
+            most[at] = values[i + at] > most[at] ? values[i + at] : most[at];
     for (; i < n; ++i) most[0] = values[i] > most[0] ? values[i] : most[0];
-    return *std::max_element(most, most + num_lanes);
+    return *std::max_element(most, most + at_once);
 }
 
 inline bool any_from(const float* values, float bound) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -49,6 +50,8 @@ class RowSettings(NamedTuple):
     has_penalty: bool
     # Whether nothing but its logits and its position is asked for.
     is_plain: bool
+    # Whether that is the likeliest token alone, if no step edits or masks its logits.
+    takes_likeliest: bool
     # Which warpers it asks for.
     has_top: bool
     has_typical: bool
@@ -122,6 +125,24 @@ def make_table(
     return table, num_lines
 
 
+def take_likeliest(
+    rows: Sequence[SamplerRow], settings: Sequence[RowSettings], masks: Masks
+) -> bool:
+    """Return whether each row takes the likeliest token of its logits as they are, and no more."""
+    return not masks and all(
+        each.takes_likeliest and row.edits is None for row, each in zip(rows, settings, strict=True)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def likeliest_table(num_rows: int) -> NDArray[np.void]:
+    """Return the table of rows that take the likeliest token: none has a line."""
+    table = np.zeros(num_rows, dtype=ROW)
+    table["source"] = np.arange(num_rows)
+    table["line"] = table["raw_line"] = -1
+    return table
+
+
 def _settings(params: SamplingParams) -> RowSettings:
     record = np.zeros(1, dtype=ROW)
     record["raw_line"] = -1
@@ -132,11 +153,13 @@ def _settings(params: SamplingParams) -> RowSettings:
         record[name] = getattr(params, f"{name}_penalty")
     record["seed"] = params.seed & _MASK_64
     penalty = has_penalty(params)
+    is_plain = not (penalty or params.raw_logprobs or params.watermark)
     return RowSettings(
         params,
         record.tobytes(),
         penalty,
-        is_plain=not (penalty or params.raw_logprobs or params.watermark),
+        is_plain=is_plain,
+        takes_likeliest=is_plain and is_greedy(params) and not params.num_alternatives,
         has_top=not is_greedy(params) and (params.top_k > 0 or params.top_p < 1.0),
         has_typical=not is_greedy(params) and 0.0 < params.typical_p < 1.0,
     )
