@@ -79,6 +79,17 @@ class Admission:
         """Requests that wait to be admitted."""
         return len(self._policy)
 
+    def may_displace(self, now: float) -> bool:
+        """Whether rows may have to give way to the first that waits."""
+        policy = self._policy
+        if not (policy.displaces and len(policy) and len(self._running)):
+            return False
+        policy.start_round(now, self._adapters.admitting())
+        request = policy.head()
+        if request is None or not self._running.is_settled(request):
+            return False
+        return not self._has_place_beside_all(request)
+
     def make_place(self, builder: StepBuilder, prompts: list[RequestState]) -> RequestState | None:
         """Make rows give way to the first that waits, where the policy says so and it helps.
 
@@ -98,8 +109,7 @@ class Admission:
         self, request: RequestState, builder: StepBuilder, prompts: list[RequestState]
     ) -> None:
         running, policy = self._running, self._policy
-        # Rows may take a block each in this step, and one more is kept for each.
-        if self._has_place(request, 2 * len(running)):
+        if self._has_place_beside_all(request):
             return
         limit = builder.prompt_limit()
         long = [each for each in prompts if each.num_to_schedule > limit]
@@ -139,6 +149,11 @@ class Admission:
     def _growth_of(self, request: RequestState, builder: StepBuilder) -> int:
         """Blocks that a row takes for what it knows."""
         return max(builder.blocks_missing(request, request.num_to_schedule), 0)
+
+    def _has_place_beside_all(self, request: RequestState) -> bool:
+        """Whether nobody needs to give way to a request, whatever rows take of the step."""
+        # They may take a block each, and one more is kept for each.
+        return self._has_place(request, 2 * len(self._running))
 
     def _has_place(self, request: RequestState, kept: int) -> bool:
         """Whether a waiting request will find a row and blocks, once steps in flight are done."""

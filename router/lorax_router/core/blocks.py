@@ -70,6 +70,11 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     @property
+    def num_unused(self) -> int:
+        """Blocks that can be taken before any cached one."""
+        return len(self._free)
+
+    @property
     def num_releasing(self) -> int:
         """Blocks that become free when steps in flight are acknowledged."""
         return self._num_releasing

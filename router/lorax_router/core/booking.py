@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from operator import or_
 
-from lorax_contract.step import RequestId, StepOutcome
+from lorax_contract.step import BASE_ADAPTER, RequestId, StepOutcome
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.cost import StepWork
+from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.request import RequestState, Status
 from lorax_router.core.step_builder import PlannedRow
 
@@ -105,6 +107,53 @@ def book_computed(
             request.num_pending -= 1
             awaited.add(request.request_id)
     return awaited, filled
+
+
+class TokenBook:
+    """Appends the tokens of outcomes to their requests. Owned by the Scheduler.
+
+    Args:
+        requests: those that have not ended.
+        policy, adapters: are told who got tokens.
+        finished: is told of a request that ends with an outcome, and how.
+    """
+
+    def __init__(
+        self,
+        requests: Mapping[RequestId, RequestState],
+        policy: SchedulingPolicy,
+        adapters: AdapterTable,
+        finished: Callable[[RequestState, int], None],
+    ) -> None:
+        self._requests = requests
+        self._policy = policy
+        self._adapters = adapters
+        self._finished = finished
+
+    def book(self, outcome: StepOutcome, now: float) -> list[bool]:
+        """Return for each row of an outcome whether it counts; those of ended requests do not."""
+        accepted: list[bool] = []
+        start = 0
+        ids, known, served = outcome.tokens.ids, self._requests.get, self._policy.served
+        for row_id, num, finish in zip(
+            outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True
+        ):
+            request = known(row_id)
+            accepted.append(request is not None)
+            if request is not None:
+                if num:
+                    if num == 1:
+                        request.output_ids.append(ids[start])
+                    else:
+                        request.output_ids += ids[start : start + num]
+                    request.num_tokens += num
+                    if request.spec.adapter != BASE_ADAPTER:
+                        self._adapters.progresses(request.spec.adapter, now)
+                    served(request, num)
+                if finish:
+                    self._finished(request, finish)
+            start += num
+        return accepted
 
 
 def _book_more(request: RequestState, num: int, block_size: int) -> None:

@@ -6,6 +6,7 @@ from operator import attrgetter
 
 from lorax_router.core.admission import Admission
 from lorax_router.core.isolation import Isolation
+from lorax_router.core.placed_ahead import PlacedAhead
 from lorax_router.core.request import RequestState, Status
 from lorax_router.core.running import RunningRows
 from lorax_router.core.step_builder import StepBuilder
@@ -88,32 +89,36 @@ class StepComposer:
             self._compose(builder)
             self._was_of_suspects = self._suspects.place(builder)
 
-    def place_ahead(self, builder: StepBuilder) -> bool:
+    def place_ahead(self, builder: StepBuilder) -> PlacedAhead | None:
         """Place the rows that decode, while steps are in flight whose outcome will not change that.
 
-        False, and none is placed, where something else than an end might: prompts run, blocks may be
+        None, and nobody is placed, where something else than an end might: prompts run, blocks may be
         too few, rows take turns or compute as many tokens as drafts are right, are suspects or alone.
         """
         if self._batching != "mixed" or self._limits_reads or self._num_ahead:
-            return False
+            return None
         if self._suspects or self._isolation:
-            return False
+            return None
         decodes, prompts = _by_need(self._running.requests())
         size = self._block_size
-        num_blocks = sum([each.num_scheduled == len(each.blocks) * size for each in decodes])
-        if prompts or not decodes or num_blocks > self._running.pool.num_free:
-            return False
-        builder.is_paced = True
-        self._place_decodes(builder, decodes)
-        return True
+        needs_block = [each.num_scheduled == len(each.blocks) * size for each in decodes]
+        if prompts or not decodes or sum(needs_block) > self._running.pool.num_free:
+            return None
+        return PlacedAhead(builder, decodes, needs_block)
 
     def complete(self, builder: StepBuilder) -> None:
-        """Let those in that wait by now, beside the rows that were placed ahead."""
+        """Let those in that wait by now, beside rows that were placed ahead: as ``compose`` does.
+
+        To none of them a row gives way (``Admission.may_displace``).
+        """
         self._was_of_suspects = False
-        self._holds_patient = False
-        self._num_held = 0
+        builder.is_paced = bool(builder.rows)
         if self._admission.num_waiting:
+            self._make_place(builder, [])
             self._place_prompts(builder, [], self._running.num_preemptions)
+            self._count_held(builder)
+        else:
+            self._num_held = 0
 
     def _compose(self, builder: StepBuilder) -> None:
         rows = self._running.requests()
@@ -131,6 +136,10 @@ class StepComposer:
             self._place_prompts(builder, prompts, num_preemptions)
         else:
             self._place_in_turns(builder, decodes, prompts)
+        self._count_held(builder)
+
+    def _count_held(self, builder: StepBuilder) -> None:
+        """Count the steps for which patient prompts wait."""
         if not self._holds_patient:
             self._num_held = 0
         else:

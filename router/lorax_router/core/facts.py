@@ -97,12 +97,14 @@ class SchedulerFacts:
         # One of them may be computed, and not applied yet.
         if len(self._running) > self.max_rows or len(self._in_flight) > self.depth + 1:
             raise AssertionError("more rows or steps than allowed")
-        placed = [row for step in self._in_flight for row in step.rows]
-        if self._running.ahead is not None:
-            placed += self._running.ahead.rows
-        awaited = [row.request for row in placed if row.reports]
+        awaited = [row.request for step in self._in_flight for row in step.rows if row.reports]
+        granted_later: list[RequestState] = []
+        if (ahead := self._running.ahead) is not None:
+            awaited += ahead.reporting()
+            granted_later += ahead.needing_blocks()
         for request in self._requests.values():
-            request.check(awaited.count(request), self.block_size)
+            num_blocks = len(request.blocks) + granted_later.count(request)
+            request.check(awaited.count(request), num_blocks * self.block_size, self.block_size)
         rows = [row.request for step in self._in_flight for row in step.rows]
         self._suspects.check(rows)
         self._isolation.check(rows)

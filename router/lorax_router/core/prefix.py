@@ -202,6 +202,14 @@ class PrefixIndex:
                 self._enter(request, number, keys[number])
         request.num_indexed = num_full
 
+    def has_others(self, request: RequestState, num_computed: int) -> bool:
+        """Whether a block that a request fills with so many tokens is in the index as another one."""
+        num_full = num_computed // self.block_size
+        if num_full == request.num_indexed or request.is_unindexed or not self._is_on:
+            return False
+        nodes = map(self._nodes.get, self._keys(request, num_full)[request.num_indexed :])
+        return any(node is not None for node in nodes)
+
     def _enter(self, request: RequestState, number: int, key: int) -> None:
         block = request.blocks[number]
         parent = self._by_block[request.blocks[number - 1]] if number else self._root(request)

@@ -228,10 +228,13 @@ class RequestState:
         self.num_indexed = num_indexed
         self.matched, self.matched_tail = [], None
 
-    def check(self, num_pending: int, block_size: int) -> None:
-        """Raise AssertionError if an invariant broke; ``num_pending`` as the steps have it."""
+    def check(self, num_pending: int, room: int, block_size: int) -> None:
+        """Raise AssertionError if an invariant broke.
+
+        ``num_pending`` as the steps have it; ``room``: tokens that its blocks hold, those included
+        that it has been placed for.
+        """
         known = len(self.spec.prompt_ids) + len(self.output_ids)
-        room = len(self.blocks) * block_size
         max_reports = max(self.spec.stopping.max_new_tokens, 1)
         surplus = max(num_pending - 1, 0) if self.is_drafted else 0
         facts = {

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from lorax_contract.step import BlockCopy, RequestId
 from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.blocks import BlockPool
+from lorax_router.core.booking import StepInFlight
 from lorax_router.core.host_tier import HostTier, KeptTokens
+from lorax_router.core.placed_ahead import PlacedAhead
 from lorax_router.core.policies.policy import SchedulingPolicy
 from lorax_router.core.prefix import PrefixIndex
 from lorax_router.core.request import RequestState, Status
-from lorax_router.core.step_builder import StepBuilder
 
 # Rows that gave way so often are left alone by those who take their share.
 MAX_YIELDS = 3
@@ -44,12 +45,14 @@ class RunningRows:
         self.num_entered_tokens = self.num_cached_tokens = 0
         # Rows that the shards are to forget with the next plan.
         self.drop: list[RequestId] = []
+        # And those of them that have not left yet.
+        self._ended: set[RequestId] = set()
         self._policy = policy
         self._adapters = adapters
         self._requests: dict[RequestId, RequestState] = {}
         # The next step, if rows that go on have their places in it already: whoever does not is taken
         # out of it.
-        self.ahead: StepBuilder | None = None
+        self.ahead: PlacedAhead | None = None
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -87,14 +90,41 @@ class RunningRows:
             self.ahead.take_out(request)
         del self._requests[request.request_id]
         self._free(request)
+        if request.request_id in self._ended:
+            self._ended.remove(request.request_id)
+        else:
+            self.drop.append(request.request_id)
+
+    def ends_behind(self, request: RequestState) -> None:
+        """A running request leaves soon, by an outcome that is booked behind the next plan."""
+        if self.ahead is not None:
+            self.ahead.take_out(request)
+        self._ended.add(request.request_id)
         self.drop.append(request.request_id)
+
+    def evicts_alike(self, step: StepInFlight, ended: Sequence[RequestState]) -> bool:
+        """Whether the same cached blocks make room for rows placed ahead before a step is booked and after.
+
+        ``ended``: rows that end with that step.
+        """
+        pool = self.pool
+        if self.ahead is None or self.ahead.num_blocks <= pool.num_unused:
+            return True
+        # Blocks would come free by it, or copies be decided by other prices.
+        if ended or pool.num_releasing or self.tier is not None:
+            return False
+        # Which of two blocks with the same content is found depends on what was first.
+        return not any(
+            pool.index.has_others(row.request, row.request.num_computed + row.num_tokens)
+            for row in step.rows
+            if row.request.status is Status.RUNNING and row.request.incarnation == row.incarnation
+        )
 
     def take_back(self) -> None:
         """Nobody goes on in the next step as it was placed ahead: it is planned as a whole."""
         ahead, self.ahead = self.ahead, None
         if ahead is not None:
-            for row in reversed(ahead.rows):
-                ahead.take_out(row.request)
+            ahead.take_back()
 
     def num_to_compute(self, request: RequestState) -> int:
         """Return how many tokens of a waiting request are neither in the cache nor on their way."""
@@ -210,6 +240,7 @@ class RunningRows:
         if self.tier is not None:
             self.tier.start_anew(self.pool)
         self.drop.clear()
+        self._ended.clear()
 
     def _free(self, request: RequestState) -> None:
         self.pool.index.withdraw(request)

@@ -6,7 +6,7 @@ request and a decode are all "compute the next n tokens" of a request whose comp
 its known ones.
 
 ``prepare`` gives rows that decode their places in the next step while the shards compute, so that
-it is ready when their reply comes: it is the same step, and whoever leaves meanwhile leaves it, too.
+it is ready when their reply comes: it is the same step, for whoever comes or leaves meanwhile.
 
 ``plan`` may run up to ``depth`` steps ahead of ``apply``. A row that decodes while its previous
 token is still on its way is planned blindly: the shard holds that token. If it turns out to be the
@@ -55,6 +55,7 @@ from lorax_router.core.backlog import Backlog, tokens_of
 from lorax_router.core.booking import (
     ProtocolError,
     StepInFlight,
+    TokenBook,
     accepted_drafts,
     book_computed,
     reported_rows,
@@ -191,7 +192,9 @@ class Scheduler(SchedulerFacts):
             num_ahead=draft_tokens + depth - 1 if draft_tokens else 0, suspects=self._suspects,
             isolation=self._isolation,
         )  # fmt: skip
-        self._composer = self._new_composer(self._new_admission(self._activation))
+        self._admission = self._new_admission(self._activation)
+        self._composer = self._new_composer(self._admission)
+        self._tokens = TokenBook(self._requests, self._policy, self.adapters, self._finished)
         self._next_seq, self._next_order = 1, 0
         self._num_steps = self._num_drafted = self._num_accepted = 0
         self._turns = AdapterTurns(self._policy, self._running, self.adapters, self._isolation)
@@ -292,7 +295,8 @@ class Scheduler(SchedulerFacts):
         self._running.start_anew(num_blocks, now)
         self.epoch = epoch
         self._activation = Activation(epoch)
-        self._composer = self._new_composer(self._new_admission(self._activation))
+        self._admission = self._new_admission(self._activation)
+        self._composer = self._new_composer(self._admission)
         self._next_seq = 1
         for request_id in blamed:
             self._end(self._requests[request_id])
@@ -331,44 +335,46 @@ class Scheduler(SchedulerFacts):
         """Give rows that decode their places in the next step while those in flight are computed.
 
         The next plan is what it would have been: whoever ends, gives way or is cancelled meanwhile
-        is taken out, those that come are let in when it is made. Nothing is done where it could be
-        another one. But rows have their places by then: whoever comes meanwhile, and for whom one
-        of them would have to give way, has it do so one step later.
+        is taken out, those that come are let in when it is made. Where a row may have to give way
+        to one of them, all are taken back, and the step is composed as if nothing was prepared.
+        Nothing is done where it could be another one for other reasons.
         """
         running = self._running
-        if running.ahead is not None or len(self._in_flight) < self.depth or len(self._policy):
-            return
-        builder = self._new_builder(now)
-        if self._composer.place_ahead(builder):
-            running.ahead = builder
+        if running.ahead is None and len(self._in_flight) >= self.depth and not len(self._policy):
+            running.ahead = self._composer.place_ahead(self._new_builder(now))
 
     def plan_behind(self, seq: int, ended: Sequence[RequestId], now: float) -> StepPlan | None:
         """Decide the next step before the outcome of the oldest one is applied, which is to follow.
 
-        Step ``seq`` is that one; it told only tokens, and these rows ``ended`` with theirs. They
-        are dropped with the step behind this one. None where the plan might be another one if it was
-        applied: rows are not placed ahead, or somebody waits.
+        Step ``seq`` is that one; it told only tokens, and these rows ``ended`` with theirs. None
+        where the plan might be another one if it was applied: rows are not placed ahead, somebody
+        waits or is to be looked at, adapters come or go, or other cached blocks would make room.
         """
-        is_next = self._in_flight and self._in_flight[0].seq == seq
-        if self._running.ahead is None or len(self._policy) or not is_next:
+        ahead, step = self._running.ahead, self._in_flight[0] if self._in_flight else None
+        if ahead is None or step is None or step.seq != seq:
+            return None
+        if len(self._policy) or self.deadlines.next_look <= now:
+            return None
+        requests = [self._requests[each] for each in ended if each in self._requests]
+        if not (self.adapters.is_settled and self._running.evicts_alike(step, requests)):
             return None
         self._now = now
-        for request_id in ended:
-            if (request := self._requests.get(request_id)) is not None:
-                self._running.ahead.take_out(request)
+        for request in requests:
+            self._running.ends_behind(request)
         return self._plan(now)
 
     def _plan(self, now: float) -> StepPlan | None:
         if (orders := self._turns.plan(now)) is not None:
             self._activation.decided(orders)
-        ahead, self._running.ahead = self._running.ahead, None
-        if ahead is None:
+        running = self._running
+        if running.ahead is not None and not self._admission.may_displace(now):
+            ahead, running.ahead = running.ahead, None
+            builder = ahead.completed(now, self._budget())
+            self._composer.complete(builder)
+        else:
+            running.take_back()
             builder = self._new_builder(now)
             self._composer.compose(builder, is_clear=not self._in_flight)
-        else:
-            builder = ahead
-            builder.go_on(now, self._budget())
-            self._composer.complete(builder)
         return self._finish_plan(builder)
 
     def _new_builder(self, now: float) -> StepBuilder:
@@ -423,7 +429,8 @@ class Scheduler(SchedulerFacts):
         of_drafts = accepted_drafts(outcome)
         self._num_accepted += sum(of_drafts.values())
         awaited, filled = book_computed(step.rows, of_drafts, self.block_size)
-        accepted = self._book_tokens(outcome, awaited, now)
+        accepted = self._tokens.book(outcome, now)
+        awaited.difference_update(reported_rows(outcome))
         for request in filled:
             # Others find what it computed, if it is still where it was.
             if request.status is Status.RUNNING:
@@ -437,33 +444,11 @@ class Scheduler(SchedulerFacts):
         self._running.pool.acknowledge(step.seq)
         return accepted
 
-    def _book_tokens(self, outcome: StepOutcome, awaited: set[RequestId], now: float) -> list[bool]:
-        """Append tokens and end requests; takes those reported of out of ``awaited``."""
-        accepted: list[bool] = []
-        start = 0
-        ids, known, served = outcome.tokens.ids, self._requests.get, self._policy.served
-        for row_id, num, finish in zip(
-            outcome.row_ids, outcome.num_tokens, outcome.finish, strict=True
-        ):
-            request = known(row_id)
-            accepted.append(request is not None)
-            if request is not None:
-                if num:
-                    if num == 1:
-                        request.output_ids.append(ids[start])
-                    else:
-                        request.output_ids += ids[start : start + num]
-                    request.num_tokens += num
-                    if request.spec.adapter != BASE_ADAPTER:
-                        self.adapters.progresses(request.spec.adapter, now)
-                    served(request, num)
-                if finish:
-                    if finish != FinishCode.ERROR and request.status is Status.RUNNING:
-                        self._running.pool.index.add(request)
-                    self._end(request)
-            start += num
-        awaited.difference_update(reported_rows(outcome))
-        return accepted
+    def _finished(self, request: RequestState, finish: int) -> None:
+        """A request ends with its last token, or by an error; what it computed may be found."""
+        if finish != FinishCode.ERROR and request.status is Status.RUNNING:
+            self._running.pool.index.add(request)
+        self._end(request)
 
     def _end(self, request: RequestState) -> None:
         """Forget a request wherever it stands and free what it holds."""

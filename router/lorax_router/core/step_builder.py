@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 from lorax_contract.step import BASE_ADAPTER, AdapterHandle, StepPlan
@@ -341,27 +342,24 @@ class StepBuilder:
     # --- a step that is placed ahead ----------------------------------------------------
 
     def go_on(self, now: float, budget: StepBudget) -> None:
-        """Complete it now, with what is known of prices by now."""
+        """Complete it now, by the prices of now: rows that were placed get the blocks that they need."""
         self.now, self._budget = now, budget
+        plan = self.plan
+        for row in compress(self.rows, plan.num_new_blocks):
+            taken = self._pool.take(1, row.request.terms.tenant)
+            row.request.blocks += taken
+            plan.new_blocks += taken
 
-    def take_out(self, request: RequestState) -> None:
-        """A row that was placed to decode a token does not go on: as if it never was."""
-        plan, request_id = self.plan, request.request_id
-        if request_id not in plan.row_ids:
-            return
-        index = plan.row_ids.index(request_id)
-        row = self.rows.pop(index)
-        del plan.row_ids[index], plan.num_tokens[index]
-        if plan.num_new_blocks.pop(index):
-            del plan.new_blocks[sum(plan.num_new_blocks[:index])]
-            self._pool.release([request.blocks.pop()], 0)
+    def take_out(self, index: int) -> None:
+        """The row of that place, which decodes a token and has no block for it yet, does not."""
+        plan, row = self.plan, self.rows.pop(index)
+        request = row.request
+        del plan.row_ids[index], plan.num_tokens[index], plan.num_new_blocks[index]
         self.budget += 1
         self.kv_read -= request.num_scheduled
         self._attended -= request.num_scheduled
         request.num_scheduled -= 1
         request.num_pending -= row.reports
-        # It was in none behind that one.
-        request.last_step = plan.seq - 1
         adapter = request.spec.adapter
         if adapter != BASE_ADAPTER:
             self._token_ranks -= self._known_adapters[adapter].rank

@@ -21,7 +21,8 @@ class AdapterIndex:
         resident   ready for requests, the one resident for longest first
         drained    of these stopped for others
         evictable  of these idle, or drained of running rows
-        leaving    of these retired and needed by nobody
+        retired    of these going for good
+        leaving    of these needed by nobody
         releasing  being freed
         wanted     absent and should not be
     """
@@ -32,6 +33,7 @@ class AdapterIndex:
         self.resident: Records = {}
         self.drained: Records = {}
         self.evictable: Records = {}
+        self.retired: Records = {}
         self.leaving: Records = {}
         self.releasing: Records = {}
         self.wanted: Records = {}
@@ -47,6 +49,11 @@ class AdapterIndex:
         """Return those that are wanted, the longest waiting first."""
         return [self.wanted[handle] for _, handle in self._line]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether none comes, goes or is about to."""
+        return not (self.wanted or self.drained or self.retired or self.releasing)
+
     def sort(self, record: AdapterRecord) -> None:
         """Put a record that changed where it belongs."""
         is_absent = record.state is AdapterState.ABSENT
@@ -58,6 +65,7 @@ class AdapterIndex:
             (self.resident, is_resident),
             (self.drained, is_resident and record.drained_at is not None),
             (self.evictable, record.is_evictable),
+            (self.retired, is_resident and record.is_retired),
             (self.leaving, is_resident and record.is_retired and record.is_idle),
             (self.releasing, record.state is AdapterState.RELEASING),
             (self.wanted, is_wanted),

@@ -54,13 +54,8 @@ from lorax_router.core.adapters.record import (
 from lorax_router.core.adapters.room import RoomInTable
 
 __all__ = [
-    "AdapterCapacity",
-    "AdapterEvent",
-    "AdapterRecord",
-    "AdapterState",
-    "AdapterTable",
-    "IllegalTransitionError",
-    "Orders",
+    "AdapterCapacity", "AdapterEvent", "AdapterRecord", "AdapterState", "AdapterTable",
+    "IllegalTransitionError", "Orders",
 ]  # fmt: skip
 
 
@@ -319,6 +314,11 @@ class AdapterTable:
         return admitting
 
     # --- decisions ------------------------------------------------------------------
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether ``orders`` decides nothing, whoever of those that run ends."""
+        return self._index.is_settled
 
     def orders(
         self,
