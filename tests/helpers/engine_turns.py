@@ -9,6 +9,8 @@ from typing import Any
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import (
     AdapterHandle,
+    BlockCopy,
+    BlockId,
     OutputKind,
     RequestId,
     RequestSpec,
@@ -33,16 +35,17 @@ NUM_ADAPTERS = 4
 NUM_BEGINNINGS = 4
 
 
-def drawn_settings(draw: Random, policy: str, depth: int) -> CoreSettings:
+def drawn_settings(draw: Random, policy: str) -> CoreSettings:
     """Return settings of a small server: rows give way in some, in others there is plenty."""
     block_size = draw.choice([2, 4, 8])
-    num_tokens = draw.choice([64, 128, 256, 2000])
+    num_tokens = draw.choice([64, 128, 256, 400, 2000])
     max_rows = draw.choice([3, 6, 10])
     return CoreSettings(
         policy=policy, num_blocks=num_tokens // block_size, block_size=block_size,
-        max_step_tokens=max_rows + draw.choice([4, 16, 64]), max_rows=max_rows, depth=depth,
-        prefix_caching=draw.random() < 0.8, share_prefixes=draw.random() < 0.3,
-        num_host_blocks=draw.choice([0, 0, 8, 30]), block_move_s=1e-5,
+        max_step_tokens=max_rows + draw.choice([4, 16, 64]), max_rows=max_rows,
+        depth=draw.randint(1, 3),
+        prefix_caching=draw.random() < 0.9, share_prefixes=draw.random() < 0.3,
+        num_host_blocks=draw.choice([0, 0, 0, 8, 30]), block_move_s=1e-5,
         batching=draw.choice(["mixed"] * 8 + ["prefill", "decode"]),
         max_kv_read=draw.choice([None] * 9 + [50]), max_partial_prompts=draw.choice([1, 2]),
         target_itl_s=draw.choice([None, None, 0.002]),
@@ -52,31 +55,24 @@ def drawn_settings(draw: Random, policy: str, depth: int) -> CoreSettings:
 
 
 class EngineTurns:
-    """What happens is drawn, all of it by one seed; ``told`` is what the scheduler decided, in turns.
+    """What happens is drawn, all of it by one seed.
+
+    ``told`` is all that the scheduler decided and tells of itself, in turns, but for the names of
+    blocks; those are in ``blocks``, plan by plan.
 
     Args:
         policy: its name.
         seed: of what happens, the settings included.
-        depth: steps that are planned before the first of them is applied.
         prepares: rows have their places in the next step beforehand.
         plans_behind: steps are planned before the outcome is applied, where that may be.
-        tells_blocks: also of plans which blocks they name.
     """
 
     def __init__(
-        self,
-        policy: str,
-        seed: int,
-        depth: int,
-        *,
-        prepares: bool,
-        plans_behind: bool = False,
-        tells_blocks: bool = True,
+        self, policy: str, seed: int, *, prepares: bool = False, plans_behind: bool = False
     ) -> None:
         self._draw = Random(seed)
-        self._settings = drawn_settings(self._draw, policy, depth)
+        self._settings = drawn_settings(self._draw, policy)
         self._prepares, self._plans_behind = prepares, plans_behind
-        self._tells_blocks = tells_blocks
         self._scheduler: Scheduler = make_scheduler(self._settings)
         # How much happens, of what, and how often outcomes are not what they should be.
         self._num_acts = self._draw.choice([0.2, 0.5, 1.5])
@@ -89,6 +85,7 @@ class EngineTurns:
         self._now = 0.0
         self._start_shard(self._settings.num_blocks)
         self.told: list[Any] = []
+        self.blocks: list[tuple[list[BlockId], list[BlockCopy]]] = []
         self.num_placed_ahead = self.num_behind = 0
         for handle in range(1, NUM_ADAPTERS + 1):
             self._scheduler.adapters.add(AdapterHandle(handle), 1, content=f"content {handle % 3}")
@@ -100,7 +97,7 @@ class EngineTurns:
     def run(self, num: int) -> None:
         """Turn the loop so often."""
         acts = {
-            self._submit: 10, self._cancel: 2, self._adapter_event: 6, self._adapter_wish: 1,
+            self._submit: 10, self._cancel: 2, self._adapter_event: 6, self._adapter_wish: 2,
             self._wake: 2, self._hear_of_others: 1, self._lose_shards: 0.05,
         }  # fmt: skip
         for _ in range(num):
@@ -128,12 +125,12 @@ class EngineTurns:
     def _take(self, plan: StepPlan) -> None:
         self._plans.append(plan)
         step = self._scheduler._in_flight[-1]
-        blocks = (tuple(plan.new_blocks), tuple(plan.copies)) if self._tells_blocks else ()
+        self.blocks.append(([*plan.new_blocks], [*plan.copies]))
         self.told.append(
             (
                 plan.seq, tuple(plan.row_ids), tuple(plan.num_tokens), tuple(plan.num_new_blocks),
                 tuple(plan.new_rows), tuple(plan.drop), tuple(plan.activate),
-                tuple(plan.deactivate), len(plan.copies), step.work, step.planned_at, *blocks,
+                tuple(plan.deactivate), len(plan.copies), step.work, step.planned_at,
             )
         )  # fmt: skip
 
@@ -194,7 +191,7 @@ class EngineTurns:
         )
         terms = RequestTerms(
             tenant, draw.choice([1.0, 2.5]), draw.randrange(3), draw.choice(["", "", "salt"]),
-            self._now + draw.uniform(0.01, 1.0) if draw.random() < 0.2 else float("inf"), limits,
+            self._now + draw.uniform(0.05, 1.0) if draw.random() < 0.3 else float("inf"), limits,
         )  # fmt: skip
         try:
             self._scheduler.submit(spec, self._now, terms)

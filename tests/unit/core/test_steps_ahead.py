@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from random import Random
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lorax_contract.step import (
     AdapterHandle,
@@ -20,30 +15,26 @@ from lorax_contract.step import (
     StoppingParams,
     TokenColumns,
 )
-from lorax_router.core.adapters.table import AdapterEvent, AdapterTable
+from lorax_router.core.adapters.table import AdapterTable
 from lorax_router.core.booking import ended_rows, tells_only_tokens
+from lorax_router.core.policies.policy import SchedulingPolicy
+from lorax_router.core.policies.priority import StrictPriority
+from lorax_router.core.request import ANY_TERMS, RequestTerms
 from lorax_router.core.scheduler import Scheduler
 
 BLOCK_SIZE = 4
-HANDLES = (0, 1, 2)
 
 
 class World:
-    """A scheduler, and shards that end rows as they are told.
+    """A scheduler, and shards that end rows as they are told; one step is in flight."""
 
-    Args:
-        is_ahead: rows have their places beforehand, as the engine loop does it.
-    """
-
-    def __init__(self, *, is_ahead: bool, depth: int = 1, num_blocks: int = 1000) -> None:
-        self.is_ahead = is_ahead
-        adapters = AdapterTable(max_resident=4)
+    def __init__(self, *, num_blocks: int = 1000, policy: SchedulingPolicy | None = None) -> None:
         self.scheduler = Scheduler(
-            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_step_tokens=64, max_rows=8,
-            depth=depth, adapters=adapters,
+            num_blocks=num_blocks, block_size=BLOCK_SIZE, max_step_tokens=64, max_rows=8, depth=1,
+            adapters=AdapterTable(max_resident=4), policy=policy,
         )  # fmt: skip
-        for handle in HANDLES[1:]:
-            adapters.add(AdapterHandle(handle), 1)
+        self.scheduler.adapters.add(AdapterHandle(1), 1)
+        self.now = 0.0
         self.plans: list[StepPlan] = []
         self.steps: list[StepPlan] = []
         self.num_behind = 0
@@ -52,38 +43,35 @@ class World:
         self._most: dict[int, int] = {}
         self._ended: set[int] = set()
 
-    def submit(self, number: int, num_prompt: int = 6, max_new: int = 100, handle: int = 0) -> None:
-        """Queue a request that begins like no other."""
-        prompt = range(1000 * number, 1000 * number + num_prompt)
+    def submit(
+        self,
+        number: int,
+        num_prompt: int = 6,
+        max_new: int = 100,
+        terms: RequestTerms = ANY_TERMS,
+        like: int | None = None,
+    ) -> None:
+        """Queue a request that begins like no other, or like that of another number."""
+        first = 1000 * (number if like is None else like)
+        prompt = range(first, first + num_prompt)
         spec = RequestSpec(
             request_id=RequestId(number), prompt_ids=prompt, sampling=SamplingParams(),
-            stopping=StoppingParams(max_new_tokens=max_new), adapter=AdapterHandle(handle),
+            stopping=StoppingParams(max_new_tokens=max_new),
         )  # fmt: skip
-        self._known[number], self._computed[number] = num_prompt, 0
+        self._known[number] = num_prompt
         self._most[number] = num_prompt + max_new
-        self.scheduler.submit(spec, 0.0)
-
-    def settle_adapters(self) -> None:
-        """Adapters are there at once."""
-        orders = self.scheduler.adapter_orders()
-        for event, handles in (
-            (AdapterEvent.PREPARED, orders.prepare),
-            (AdapterEvent.RELEASED, orders.release),
-        ):
-            for handle in handles:
-                self.scheduler.adapter_event(handle, event, 0.0, epoch=1)
+        self.scheduler.submit(spec, self.now, terms)
 
     def send(self) -> None:
         """Send what may be sent, and then give rows their places in the next step."""
-        while (plan := self.scheduler.plan(0.0)) is not None:
+        while (plan := self.scheduler.plan(self.now)) is not None:
             self._take(plan)
-            self.settle_adapters()
-        if self.is_ahead:
-            self.scheduler.prepare(0.0)
+        self.scheduler.prepare(self.now)
         self.scheduler.check()
 
     def _take(self, plan: StepPlan) -> None:
-        self.plans.append(replace(plan))
+        self._computed |= {new.spec.request_id: new.num_cached for new in plan.new_rows}
+        self.plans.append(plan)
         self.steps.append(plan)
 
     def reply(self, ending: frozenset[int] = frozenset()) -> None:
@@ -91,19 +79,15 @@ class World:
         if not self.steps:
             return
         outcome = self.outcome(self.steps.pop(0), ending)
-        if self.is_ahead and tells_only_tokens(outcome):
-            plan = self.scheduler.plan_behind(outcome.seq, ended_rows(outcome), 0.0)
+        if tells_only_tokens(outcome):
+            plan = self.scheduler.plan_behind(outcome.seq, ended_rows(outcome), self.now)
             if plan is not None:
                 self.num_behind += 1
                 self._take(plan)
                 self.scheduler.check()
-        self.scheduler.apply(outcome, 0.0)
+        self.scheduler.apply(outcome, self.now)
         self.scheduler.check()
         self.send()
-
-    def dropped(self) -> set[int]:
-        """Return the rows that were dropped."""
-        return {row for plan in self.plans for row in plan.drop}
 
     def outcome(self, plan: StepPlan, ending: frozenset[int] = frozenset()) -> StepOutcome:
         """Compute a step: a token for each row that has computed all that it knows."""
@@ -122,50 +106,10 @@ class World:
         tokens = TokenColumns([7] * num, [0.0] * num, [""] * num, [False] * num)
         return StepOutcome(plan.seq, rows, [1] * num, finish, tokens)
 
-    def decided(self) -> list[object]:
-        """Return what was planned, but for which blocks it was, and when rows were dropped."""
-        return [
-            (
-                plan.seq, plan.row_ids, plan.num_tokens, plan.num_new_blocks, plan.activate,
-                plan.deactivate, [new.spec.request_id for new in plan.new_rows],
-            )
-            for plan in self.plans
-        ]  # fmt: skip
-
-
-def _play(world: World, seed: int, num_steps: int) -> None:
-    """Requests come, end and are cancelled: mostly nothing happens for a while."""
-    rng, number = Random(seed), 0
-    for _ in range(num_steps):
-        if rng.random() < 0.3 and number < 40:
-            number += 1
-            world.submit(number, rng.randrange(1, 90), rng.randrange(1, 40), rng.choice(HANDLES))
-        if not world.steps:
-            world.send()
-        if rng.random() < 0.1 and number:
-            world.scheduler.cancel(RequestId(rng.randrange(1, number + 1)))
-        if rng.random() < 0.1:
-            number += 1
-            world.submit(number, rng.randrange(1, 9), rng.randrange(1, 40))
-        ending = frozenset(each for each in range(1, number + 1) if rng.random() < 0.02)
-        world.reply(ending)
-
-
-@given(seed=st.integers(0, 2**32), depth=st.integers(1, 3))
-def test_plans_are_the_same_as_without(seed: int, depth: int) -> None:
-    """Whoever comes, ends or leaves, in the same steps as if nothing was placed ahead."""
-    ahead, plain = World(is_ahead=True, depth=depth), World(is_ahead=False, depth=depth)
-    for world in (ahead, plain):
-        _play(world, seed, 60)
-    assert ahead.decided() == plain.decided()
-    while ahead.steps:
-        ahead.reply()
-    assert ahead.dropped() >= plain.dropped()
-
 
 def _decoding(num_rows: int = 3, num_blocks: int = 1000, max_new: int = 100) -> World:
     """A world in which so many rows decode, placed ahead, with a step in flight."""
-    world = World(is_ahead=True, num_blocks=num_blocks)
+    world = World(num_blocks=num_blocks)
     for number in range(1, num_rows + 1):
         world.submit(number, max_new=max_new)
     world.send()
@@ -182,14 +126,13 @@ def test_where_all_go_on_the_next_step_does_not_wait_for_the_outcome() -> None:
     assert all(plan.row_ids == [1, 2, 3] for plan in world.plans)
 
 
-def test_a_row_that_ends_leaves_the_step_and_is_dropped_with_the_next_one() -> None:
+def test_a_row_that_ends_leaves_the_step_and_is_dropped_with_it() -> None:
     world = _decoding()
     world.reply(frozenset({2}))
     assert world.num_behind == 1
-    assert world.plans[-1].row_ids == [1, 3]
+    assert (world.plans[-1].row_ids, world.plans[-1].drop) == ([1, 3], [2])
     world.reply()
-    assert world.plans[-1].row_ids == [1, 3]
-    assert world.plans[-1].drop == [2]
+    assert (world.plans[-1].row_ids, world.plans[-1].drop) == ([1, 3], [])
 
 
 def test_where_all_rows_end_they_are_dropped_at_once() -> None:
@@ -200,21 +143,21 @@ def test_where_all_rows_end_they_are_dropped_at_once() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_who_is_cancelled_leaves_the_step_with_its_new_block(number: int) -> None:
-    """With 6 tokens of a prompt each row needs a third block for its ninth."""
+def test_who_is_cancelled_leaves_the_step_with_what_it_takes_of_it(number: int) -> None:
+    """With 6 tokens of a prompt each row needs a third block for its ninth: granted with the plan."""
     world = _decoding()
     world.reply()
-    ahead = world.scheduler._running.ahead
-    assert ahead is not None and ahead.plan.num_new_blocks == [1, 1, 1]
-    work, free = ahead.work, world.scheduler.stats().num_free_blocks
+    ahead, free = world.scheduler._running.ahead, world.scheduler.stats().num_free_blocks
+    assert ahead is not None and ahead.num_blocks == 3
     world.scheduler.cancel(RequestId(number))
-    assert len(ahead.plan.row_ids) == len(ahead.plan.new_blocks) == 2
-    assert ahead.work.tokens == work.tokens - 1
-    assert ahead.work.kv_read == work.kv_read * 2 // 3
-    assert world.scheduler.stats().num_free_blocks == free + 3
+    assert ahead.num_blocks == 2
+    assert world.scheduler.stats().num_free_blocks == free + 2
     world.scheduler.check()
     world.reply()
     assert world.num_behind == 2
+    assert len(world.plans[-1].row_ids) == len(world.plans[-1].new_blocks) == 2
+    work = world.scheduler._in_flight[-1].work
+    assert work is not None and (work.tokens, work.kv_read) == (2, 2 * 9)
 
 
 def test_who_comes_meanwhile_is_let_into_the_step() -> None:
@@ -225,8 +168,79 @@ def test_who_comes_meanwhile_is_let_into_the_step() -> None:
     assert world.plans[-1].row_ids == [1, 2, 3, 4]
 
 
+def test_a_row_gives_way_at_once_to_who_comes_meanwhile() -> None:
+    """Though it had its place: the step is composed as if nobody had one."""
+    world = World(num_blocks=10, policy=StrictPriority())
+    for number in (1, 2, 3):
+        world.submit(number, max_new=12, terms=RequestTerms(priority=1))
+    world.send()
+    world.reply()
+    assert world.scheduler._running.ahead is not None
+    world.submit(4, num_prompt=20, max_new=12)
+    world.reply()
+    assert (world.plans[-1].row_ids, world.plans[-1].drop) == ([1, 2, 4], [3])
+
+
+def test_who_may_be_too_late_is_looked_at_before_the_next_step() -> None:
+    world = World()
+    world.submit(1)
+    world.submit(2, terms=RequestTerms(deadline=5.0))
+    world.send()
+    world.reply()
+    world.num_behind, world.now = 0, 6.0
+    world.reply()
+    assert world.num_behind == 0
+    assert world.plans[-1].row_ids == [1]
+
+
+def test_adapters_that_come_are_ordered_with_the_next_step_by_who_runs_then() -> None:
+    world = _decoding()
+    world.scheduler.adapters.want(AdapterHandle(1), 0.0)
+    world.reply()
+    assert world.num_behind == 0
+    assert world.scheduler.adapter_orders().prepare == [1]
+
+
+@pytest.mark.parametrize("ending", [frozenset(), frozenset({1})])
+def test_cached_blocks_make_room_before_an_outcome_is_booked_if_the_same_would_then(
+    ending: frozenset[int],
+) -> None:
+    """What a row leaves behind is taken before them."""
+    world = World(num_blocks=24)
+    for number in (1, 2, 3, 4):
+        world.submit(number, num_prompt=6 if number < 4 else 40, max_new=20)
+    world.send()
+    world.reply(frozenset({4}))
+    running = world.scheduler._running
+    while running.pool.num_unused or running.ahead is None or not running.ahead.num_blocks:
+        world.reply()
+    world.num_behind = 0
+    world.reply(ending)
+    assert world.num_behind == (not ending)
+
+
+def test_no_cached_block_makes_room_before_the_same_is_booked_for_another_row() -> None:
+    """Row 5 says all that the first did: its block stays out of the index while that one is there."""
+    world = World(num_blocks=13)
+    world.submit(1, max_new=15)
+    world.submit(2, num_prompt=33, max_new=10)
+    world.send()
+    world.reply()
+    world.reply()
+    world.reply(frozenset({1}))
+    world.submit(5, max_new=15, like=1)
+    for _ in range(3):
+        world.reply()
+    ahead, pool = world.scheduler._running.ahead, world.scheduler._running.pool
+    assert ahead is not None and ahead.num_blocks == pool.num_cached == 1
+    assert pool.num_unused == 0
+    world.num_behind = 0
+    world.reply()
+    assert world.num_behind == 0
+
+
 def test_nothing_is_placed_ahead_while_somebody_waits_or_has_a_prompt_to_compute() -> None:
-    world = World(is_ahead=True)
+    world = World()
     world.submit(1)
     world.submit(2, num_prompt=100)
     world.send()
