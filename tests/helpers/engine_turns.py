@@ -46,10 +46,10 @@ def drawn_settings(draw: Random, policy: str) -> CoreSettings:
         depth=draw.randint(1, 3),
         prefix_caching=draw.random() < 0.9, share_prefixes=draw.random() < 0.3,
         num_host_blocks=draw.choice([0, 0, 0, 8, 30]), block_move_s=1e-5,
-        batching=draw.choice(["mixed"] * 8 + ["prefill", "decode"]),
-        max_kv_read=draw.choice([None] * 9 + [50]), max_partial_prompts=draw.choice([1, 2]),
-        target_itl_s=draw.choice([None, None, 0.002]),
-        draft_tokens=draw.choice([0] * 9 + [2]), max_queued_requests=draw.choice([None, 6]),
+        batching=draw.choice(["mixed"] * 18 + ["prefill", "decode"]),
+        max_kv_read=draw.choice([None] * 19 + [50]), max_partial_prompts=draw.choice([1, 2]),
+        target_itl_s=draw.choice([None, None, 0.001]),
+        draft_tokens=draw.choice([0] * 19 + [2]), max_queued_requests=draw.choice([None, 6]),
         max_resident=draw.choice([1, 2, 4, 4]), cycle_time_s=draw.choice([0.1, 0.5, 2.0]),
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ class EngineTurns:
         self._prepares, self._plans_behind = prepares, plans_behind
         self._scheduler: Scheduler = make_scheduler(self._settings)
         # How much happens, of what, and how often outcomes are not what they should be.
-        self._num_acts = self._draw.choice([0.2, 0.5, 1.5])
+        self._num_acts = self._draw.choice([0.15, 0.4, 1.0])
         self._failures = self._draw.choice([0.0, 0.0, 0.02])
         self._longest = self._draw.choice([30, 60])
         self._plans: deque[StepPlan] = deque()

@@ -344,11 +344,12 @@ class StepBuilder:
     def go_on(self, now: float, budget: StepBudget) -> None:
         """Complete it now, by the prices of now: rows that were placed get the blocks that they need."""
         self.now, self._budget = now, budget
-        plan = self.plan
-        for row in compress(self.rows, plan.num_new_blocks):
-            taken = self._pool.take(1, row.request.terms.tenant)
-            row.request.blocks += taken
-            plan.new_blocks += taken
+        take, new_blocks = self._pool.take_one, self.plan.new_blocks
+        for row in compress(self.rows, self.plan.num_new_blocks):
+            request = row.request
+            block = take(request.terms.tenant)
+            request.blocks.append(block)
+            new_blocks.append(block)
 
     def take_out(self, index: int) -> None:
         """The row of that place, which decodes a token and has no block for it yet, does not."""

@@ -30,8 +30,8 @@ def test_plans_are_the_same_as_without(policy: str) -> None:
         # Those of rows that ended are free when the outcome is applied, and not before.
         _verify_same(plain.told, behind.told, f"planned behind, seed {seed}")
         counts += Counter(prepared=prepared.num_placed_ahead, behind=behind.num_behind)
-    assert counts["prepared"] > 8 * NUM_RUNS
-    assert counts["behind"] > 4 * NUM_RUNS
+    assert counts["prepared"] > 7 * NUM_RUNS
+    assert counts["behind"] > 5 * NUM_RUNS
 
 
 def _verify_same(expected: list[Any], found: list[Any], where: str) -> None:

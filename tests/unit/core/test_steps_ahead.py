@@ -160,6 +160,25 @@ def test_who_is_cancelled_leaves_the_step_with_what_it_takes_of_it(number: int) 
     assert work is not None and (work.tokens, work.kv_read) == (2, 2 * 9)
 
 
+def test_rows_that_are_taken_back_are_as_they_were() -> None:
+    world = _decoding()
+    running = world.scheduler._running
+    running.take_back()
+    # It stood still in the step before.
+    running.requests()[1].last_step -= 1
+
+    def facts() -> list[tuple[int, ...]]:
+        return [(r.num_scheduled, r.num_pending, r.last_step) for r in running.requests()]
+
+    before = facts()
+    world.scheduler.prepare(0.0)
+    assert running.ahead is not None and facts() != before
+    running.ahead.take_out(running.requests()[1])
+    assert facts()[1] == before[1]
+    running.take_back()
+    assert facts() == before
+
+
 def test_who_comes_meanwhile_is_let_into_the_step() -> None:
     world = _decoding()
     world.submit(4)
