@@ -174,7 +174,6 @@ class Scheduler(SchedulerFacts):
         )
         # The latest time that a call named.
         self._now = 0.0
-        self._activation = Activation(epoch)
         self._new_budget = partial(
             StepBudget, max_kv_read=max_kv_read, target_s=target_itl_s, is_whole=whole_prompts
         )
@@ -192,12 +191,18 @@ class Scheduler(SchedulerFacts):
             num_ahead=draft_tokens + depth - 1 if draft_tokens else 0, suspects=self._suspects,
             isolation=self._isolation,
         )  # fmt: skip
-        self._admission = self._new_admission(self._activation)
-        self._composer = self._new_composer(self._admission)
+        self._begin_epoch()
         self._tokens = TokenBook(self._requests, self._policy, self.adapters, self._finished)
-        self._next_seq, self._next_order = 1, 0
+        self._next_order = 0
         self._num_steps = self._num_drafted = self._num_accepted = 0
         self._turns = AdapterTurns(self._policy, self._running, self.adapters, self._isolation)
+
+    def _begin_epoch(self) -> None:
+        """Shards on which no adapter is in effect get steps from the first one on."""
+        self._activation = Activation(self.epoch)
+        self._admission = self._new_admission(self._activation)
+        self._composer = self._new_composer(self._admission)
+        self._next_seq = 1
 
     # --- requests ---------------------------------------------------------------
 
@@ -294,10 +299,7 @@ class Scheduler(SchedulerFacts):
         self.adapters.shards_lost(adapter_bytes)
         self._running.start_anew(num_blocks, now)
         self.epoch = epoch
-        self._activation = Activation(epoch)
-        self._admission = self._new_admission(self._activation)
-        self._composer = self._new_composer(self._admission)
-        self._next_seq = 1
+        self._begin_epoch()
         for request_id in blamed:
             self._end(self._requests[request_id])
         return ShardsLost(blamed, self._end_impossible())
