@@ -22,7 +22,7 @@ class AdapterIndex:
         drained    of these stopped for others
         evictable  of these idle, or drained of running rows
         retired    of these going for good
-        leaving    of these needed by nobody
+        leaving    of the retired those that nobody needs
         releasing  being freed
         wanted     absent and should not be
     """
