@@ -301,6 +301,25 @@ def test_what_no_program_repeats_is_named(calls: Sequence[Any], words: str) -> N
         recorded(*calls)
 
 
+def test_conversions_to_what_a_tensor_is_are_no_operations() -> None:
+    backend, weight, x = CppElementwise(), torch.ones(8), torch.ones(3, 8)
+
+    def compute() -> torch.Tensor:
+        return backend.rms_norm((x + 1).to(torch.float32), weight, RmsNorm(1e-5, 0.0))
+
+    with torch.inference_mode():
+        recording = record(compute, {"x": x})
+    assert [each.function for each in recording.before.values()] == [torch.ops.aten.add.Tensor]
+
+
+def test_operations_that_nobody_needs_are_left_out(model: HFPagedModel) -> None:
+    programs = model.graphs
+    assert programs is not None
+    computed = [each._function for _, each in programs._programs[False]._before]
+    assert torch.ops.aten.embedding.default in computed
+    assert torch.ops.aten.detach.default not in computed
+
+
 def test_operations_behind_the_last_kernel_are_torchs(model: HFPagedModel) -> None:
     recorded(lambda y: (y / 30).tanh() * 30)
 

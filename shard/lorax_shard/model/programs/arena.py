@@ -93,9 +93,14 @@ class PassMemory:
             for kind, number in ((_TOKENS, size.tokens + more_tokens), (_LOGITS, size.logits))
         }
 
+    @property
+    def given(self) -> list[OutputOf | InputOf]:
+        """What kernels read that none of them wrote."""
+        return list(self._given.values())
+
     def asks_little(self, bases: _Numbers) -> bool:
         """Return whether fields with these bases read of what is given which logits are asked for alone."""
-        given = list(self._given.values())
+        given = self.given
         origins = (given[base - _LOGITS - 1] for base in np.unique(bases[bases > _LOGITS]))
         return all(each == InputOf(LOGIT_ROWS) for each in origins)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from lorax_shard.model.programs.recorder import (
     OutputOf,
     Place,
     Recording,
+    is_changing,
+    outputs_in,
 )
 from lorax_shard.model.programs.scaled import ScaledOperation, Size, Sizes, Values, lookup
 
@@ -38,7 +40,12 @@ class Program:
     ) -> None:
         """Raise NotAProgramError, with words, where the recordings are not one program."""
         self._calls = _Calls(sizes, recordings, arena)
-        self._before = _operations(sizes, [each.before for each in recordings])
+        needed = _needed(recordings[0], self._calls.given)
+        self._before = [
+            each
+            for each in _operations(sizes, [each.before for each in recordings])
+            if each[0] in needed
+        ]
         self._after = _operations(sizes, [each.after for each in recordings])
         self._result = lookup(sizes, *(each.result for each in recordings))
         # Whether what torch computes last follows from the asked tokens.
@@ -190,6 +197,10 @@ class _Calls:
         self.crossing = self._memory.crossing(storages[before], storages[own])
 
     @property
+    def given(self) -> list[OutputOf | InputOf]:
+        return self._memory.given
+
+    @property
     def names(self) -> list[str]:
         return [each.name for each in self._functions]
 
@@ -257,6 +268,22 @@ def _operations(sizes: Sizes, found: list[dict[int, Any]]) -> list[tuple[int, Sc
     return [
         (number, ScaledOperation(sizes, *(each[number] for each in found))) for number in found[0]
     ]
+
+
+def _needed(recording: Recording, given: Sequence[OutputOf | InputOf]) -> set[int]:
+    """Return the numbers of operations whose outputs matter; of those before the kernels few may."""
+    if any(is_changing(each) for each in recording.before.values()):
+        return set(recording.before)
+    after = [(each.args, tuple(each.kwargs.values())) for each in recording.after.values()]
+    left, needed = list(outputs_in([given, after, recording.result])), set[int]()
+    while left:
+        number = left.pop()
+        if number in needed or number not in recording.before:
+            continue
+        needed.add(number)
+        operation = recording.before[number]
+        left += outputs_in([operation.args, tuple(operation.kwargs.values())])
+    return needed
 
 
 def _asks_little(recording: Recording) -> bool:

@@ -27,6 +27,16 @@ _FACTORIES = frozenset(
         _aten.new_empty_strided.default,
     }
 )
+# They give what they are given where it is of the kind that is asked for, which no pass changes.
+_CONVERSIONS = frozenset(
+    {
+        _aten.to.dtype,
+        _aten.to.dtype_layout,
+        _aten.to.device,
+        _aten.resolve_conj.default,
+        _aten.resolve_neg.default,
+    }
+)
 _READS = frozenset({_aten.item.default, _aten.is_nonzero.default, _aten.equal.default})
 # What they give depends on numbers, which are other ones in each pass.
 _READING_TAGS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
@@ -148,6 +158,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if any(of_kernels) and all(self._is_made(each) for each in _tensors(result)):
             return result  # a view
+        if func in _CONVERSIONS and result is given[0]:
+            return result
         self._note_operation(func, args, kwargs, result)
         return result
 
@@ -236,6 +248,20 @@ def _reads(func: Any, args: tuple[Any, ...]) -> bool:
     if func is _aten.index.Tensor:
         return any(each.dtype in (torch.bool, torch.uint8) for each in _tensors(args[1]))
     return func in _READS or bool(_READING_TAGS.intersection(func.tags))
+
+
+def outputs_in(value: Any) -> Iterator[int]:
+    """Yield the operations of torch whose outputs a reference, or some of them, stand for."""
+    if isinstance(value, OutputOf):
+        yield value.operation
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from outputs_in(each)
+
+
+def is_changing(operation: Operation) -> bool:
+    """Return whether an operation changes what it is given."""
+    return _writes(operation.function)
 
 
 def _writes(func: Any) -> bool:
