@@ -113,12 +113,11 @@ class StepComposer:
         """
         self._was_of_suspects = False
         builder.is_paced = bool(builder.rows)
+        self._make_place(builder, [])
+        builder.grant()
         if self._admission.num_waiting:
-            self._make_place(builder, [])
             self._place_prompts(builder, [], self._running.num_preemptions)
-            self._count_held(builder)
-        else:
-            self._num_held = 0
+        self._count_held(builder)
 
     def _compose(self, builder: StepBuilder) -> None:
         rows = self._running.requests()

@@ -66,7 +66,7 @@ class PlacedAhead:
             request.num_pending -= row.reports
             request.last_step = last_step
 
-    def completed(self, now: float, budget: StepBudget) -> StepBuilder:
-        """Return the step with the blocks of its rows, to let others in by what is known now."""
+    def to_complete(self, now: float, budget: StepBudget) -> StepBuilder:
+        """Return the step, to grant blocks and let others in by what is known now."""
         self._builder.go_on(now, budget)
         return self._builder

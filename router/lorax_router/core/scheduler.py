@@ -371,7 +371,7 @@ class Scheduler(SchedulerFacts):
         running = self._running
         if running.ahead is not None and not self._admission.may_displace(now):
             ahead, running.ahead = running.ahead, None
-            builder = ahead.completed(now, self._budget())
+            builder = ahead.to_complete(now, self._budget())
             self._composer.complete(builder)
         else:
             running.take_back()

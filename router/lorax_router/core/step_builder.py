@@ -342,8 +342,11 @@ class StepBuilder:
     # --- a step that is placed ahead ----------------------------------------------------
 
     def go_on(self, now: float, budget: StepBudget) -> None:
-        """Complete it now, by the prices of now: rows that were placed get the blocks that they need."""
+        """Complete it now, with what is known of prices by now."""
         self.now, self._budget = now, budget
+
+    def grant(self) -> None:
+        """Give rows that were placed the blocks that they need: there are so many."""
         take, new_blocks = self._pool.take_one, self.plan.new_blocks
         for row in compress(self.rows, self.plan.num_new_blocks):
             request = row.request
