@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from time import monotonic
@@ -13,6 +13,7 @@ from lorax_contract.errors import DeadlineError, LoraxError
 from lorax_contract.pooling import HeadFacts
 from lorax_ingress.fleet import Chosen, Fleet
 from lorax_ingress.resuming import LOST, OpenedStream, ResumingStream
+from lorax_router.service.beside import all_of
 from lorax_router.service.callers import Caller
 from lorax_router.service.generation import ignore_adapter
 from lorax_router.service.requests import GenerateRequest
@@ -47,6 +48,22 @@ class ReplicatedService:
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
         return await self._whole(request, lambda chosen, asked: chosen.service.generate(asked))
+
+    async def generate_through(
+        self, request: GenerateRequest, adapters: Sequence[str]
+    ) -> list[GenerateResult | LoraxError]:
+        """Return the whole answer through each adapter, or what is wrong with it, in their order.
+
+        Each goes to the replica that its adapter is for.
+        """
+
+        async def found(adapter: str) -> GenerateResult | LoraxError:
+            try:
+                return await self.generate(request.through(adapter))
+            except LoraxError as error:
+                return error
+
+        return await all_of([found(each) for each in adapters])
 
     async def count_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens a prompt has for its model; nothing is generated."""

@@ -24,6 +24,7 @@ from lorax_router.fronts.messages import (
     AskMessage,
     AskRoom,
     AskStream,
+    AskThrough,
     CallPart,
     FromCore,
     FromFront,
@@ -43,6 +44,7 @@ from lorax_router.fronts.messages import (
     TellMessage,
     TellOpening,
     TellRoom,
+    TellThrough,
     Withdraw,
     decode_up,
     encode,
@@ -136,6 +138,8 @@ class FrontDesk:
                 self._begin(number, partial(self._room, number, caller))
             case AskAnswer(number):
                 self._begin(number, partial(self._answer, message))
+            case AskThrough(number):
+                self._begin(number, partial(self._through, message))
             case AskStream(number):
                 self._begin(number, partial(self._stream, message))
             case AskCount(number):
@@ -204,6 +208,17 @@ class FrontDesk:
     async def _answer(self, asked: AskAnswer) -> None:
         result = await self._parts.service.generate(unpack_request(asked.request))
         self._send(TellAnswer(asked.number, pack_result(result)))
+
+    async def _through(self, asked: AskThrough) -> None:
+        request = unpack_request(asked.request)
+        found = await self._parts.service.generate_through(request, asked.adapters)
+        results, faults = {}, {}
+        for place, each in enumerate(found):
+            if isinstance(each, LoraxError):
+                faults[place] = pack_fault(each)
+            else:
+                results[place] = pack_result(each)
+        self._send(TellThrough(asked.number, results, faults))
 
     async def _count(self, asked: AskCount) -> None:
         count = await self._parts.service.count_tokens(unpack_request(asked.request))

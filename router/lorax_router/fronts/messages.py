@@ -46,6 +46,15 @@ class AskAnswer(FromFront, frozen=True):
     request: PackedRequest
 
 
+class AskThrough(FromFront, frozen=True):
+    """A whole answer through each of some adapters; answered by TellThrough or TellFault."""
+
+    number: int
+    # Names none.
+    request: PackedRequest
+    adapters: list[str]
+
+
 class AskStream(FromFront, frozen=True):
     """A stream; answered by TellOpening and TellChunks, or at any time TellFault."""
 
@@ -201,6 +210,14 @@ class TellAnswer(FromCore, frozen=True):
     result: PackedResult
 
 
+class TellThrough(FromCore, frozen=True):
+    """The whole answers through adapters, and what is in the place of others; by their places."""
+
+    number: int
+    results: dict[int, PackedResult]
+    faults: dict[int, Fault]
+
+
 class TellCount(FromCore, frozen=True):
     """The number of a prompt's tokens."""
 
@@ -326,12 +343,12 @@ class TellStop(FromCore, frozen=True):
 Up = (
     AskRoom | AskAnswer | AskStream | AskCount | AskHead | AskCall | CallPart | Withdraw | NoteRefused
     | NoteUnknownFields | NoteReady | NoteEnded | AskFacts | AskLoad | AskMessage
-    | AskManaged | NotePreloads
+    | AskManaged | NotePreloads | AskThrough
 )  # fmt: skip
 Down = (
     TellRoom | TellFault | TellAnswer | TellCount | TellHead | TellAdapter | TellOpening | TellChunks
     | PullPart | TellCall | TellAliases | TellStop | TellFacts | TellLoad | TellMessage
-    | TellManaged
+    | TellManaged | TellThrough
 )  # fmt: skip
 
 _SEQUENCE_BITS = 16

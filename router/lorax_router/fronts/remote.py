@@ -21,6 +21,7 @@ from lorax_router.fronts.messages import (
     AskMessage,
     AskRoom,
     AskStream,
+    AskThrough,
     FromFront,
     NotePreloads,
     NoteRefused,
@@ -35,6 +36,7 @@ from lorax_router.fronts.messages import (
     TellMessage,
     TellOpening,
     TellRoom,
+    TellThrough,
     Withdraw,
     encode,
     of_key,
@@ -51,7 +53,7 @@ from lorax_router.service.results import AdapterUse, GenerateResult
 
 Answer = (
     TellRoom | TellFault | TellAnswer | TellCount | TellHead | TellAdapter | TellOpening | TellChunks
-    | TellMessage | TellManaged
+    | TellMessage | TellManaged | TellThrough
 )  # fmt: skip
 
 
@@ -92,6 +94,23 @@ class RemoteService:
         message = AskAnswer(number, pack_request(request))
         answer: TellAnswer = await self._ask(number, message, request.caller, request.origin)
         return unpack_result(answer.result, request, self._parsers)
+
+    async def generate_through(
+        self, request: GenerateRequest, adapters: Sequence[str]
+    ) -> list[GenerateResult | LoraxError]:
+        """Return the whole answer through each adapter, or what is wrong with it, in their order.
+
+        Not every version of a core answers this: it is for those of the front's own.
+        """
+        number = next(self._numbers)
+        message = AskThrough(number, pack_request(request), [*adapters])
+        told: TellThrough = await self._ask(number, message, request.caller, request.origin)
+        return [
+            unpack_fault(told.faults[place])
+            if place in told.faults
+            else unpack_result(told.results[place], request, self._parsers)
+            for place in range(len(adapters))
+        ]
 
     async def count_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens a prompt has for its model; nothing is generated."""
@@ -198,6 +217,7 @@ class RemoteService:
             case (
                 TellRoom(number)
                 | TellAnswer(number)
+                | TellThrough(number)
                 | TellCount(number)
                 | TellHead(number)
                 | TellMessage(number)

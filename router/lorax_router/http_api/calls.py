@@ -94,10 +94,15 @@ class Calls:
         return await while_present(request.receive, answers)
 
     async def answer_apart(
-        self, request: Request, groups: Sequence[Sequence[GenerateRequest]], at_once: int
+        self,
+        request: Request,
+        requests: Sequence[GenerateRequest],
+        adapters: Sequence[str],
+        at_once: int,
     ) -> list[list[GenerateResult] | LoraxError]:
-        """Return the answers of each group, or what is wrong with it; raises ClientGoneError."""
-        answers = generate_apart(self._service, groups, self._fitting(at_once) or at_once)
+        """Return the answers through each adapter, or what is wrong with it; raises ClientGoneError."""
+        most = self._fitting(at_once) or at_once
+        answers = generate_apart(self._service, requests, adapters, most)
         return await while_present(request.receive, answers)
 
     def _fitting(self, at_once: int | None) -> int | None:

@@ -5,51 +5,47 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from lorax_contract.errors import LoraxError, ValidationError
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.responses import error_document, public_error
 from lorax_router.service.requests import GenerateRequest, Prompt, TextPrompt
-from lorax_router.service.results import GenerateResult
 
 MAX_ADAPTERS = 256
 # Of one call, texts times adapters.
 MAX_REQUESTS = 2048
 
+Found = TypeVar("Found")
 
-def through(
+
+def fanned(
     adapters: Sequence[str], source: str | None, requests: Sequence[GenerateRequest]
-) -> list[list[GenerateRequest]]:
-    """Return the requests for each adapter, whose texts are tokenized once; raises ValidationError.
+) -> list[GenerateRequest]:
+    """Return requests that go through each adapter, whose texts are tokenized once; raises ValidationError.
 
-    ``requests`` have the same parameters, which name no adapter; ``source`` is where those of ``adapters`` lie, unless they do.
+    They have the same parameters, which name no adapter; ``source`` is where those of ``adapters`` lie, unless they do.
     """
     _check(adapters, requests)
     call = secrets.token_hex(16)
-    prompts = [_shared(each.prompt, f"{call}-{number}") for number, each in enumerate(requests)]
-
     parameters = requests[0].parameters
-    named = parameters.adapter_source or (source and source.lower())
-
-    def asked(adapter: str) -> list[GenerateRequest]:
-        own = replace(parameters, adapter_id=adapter, adapter_source=named)
-        return [
-            replace(request, prompt=prompt, parameters=own)
-            for request, prompt in zip(requests, prompts, strict=True)
-        ]
-
-    return [asked(adapter) for adapter in adapters]
+    if parameters.adapter_source is None and source:
+        parameters = replace(parameters, adapter_source=source.lower())
+    return [
+        replace(each, prompt=_shared(each.prompt, f"{call}-{number}"), parameters=parameters)
+        for number, each in enumerate(requests)
+    ]
 
 
 def answers_of(
     adapters: Sequence[str],
-    found: Sequence[list[GenerateResult] | LoraxError],
-    answer: Callable[[str, list[GenerateResult]], Json],
+    found: Sequence[Found | LoraxError],
+    answer: Callable[[str, Found], Json],
     fault: Callable[[LoraxError], Json] = lambda error: error_document(public_error(error)),
 ) -> list[Json]:
     """Return what is said of each adapter: the answer of its requests, or its error."""
 
-    def said(adapter: str, each: list[GenerateResult] | LoraxError) -> Json:
+    def said(adapter: str, each: Found | LoraxError) -> Json:
         if isinstance(each, LoraxError):
             return fault(each)
         try:

@@ -9,6 +9,7 @@ from typing import Self
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import FinishCode
+from lorax_router.service.beside import all_of
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.generation import AnswerStream, GenerationService
 from lorax_router.service.merge import Merge
@@ -23,45 +24,51 @@ async def generate_each(
 
     ``at_once``: so many are in the house at a time, for calls of more requests than fit; None: all.
     """
-    return await _generate_each(service, requests, asyncio.Semaphore(at_once or len(requests)))
+    room = asyncio.Semaphore(at_once or len(requests))
 
-
-async def generate_apart(
-    service: GenerationService, groups: Sequence[Sequence[GenerateRequest]], at_once: int
-) -> list[list[GenerateResult] | LoraxError]:
-    """Return the answers of each group, or its first error: no group ends another one.
-
-    ``at_once`` requests of all groups are in the house at a time.
-    """
-    room = asyncio.Semaphore(at_once)
-
-    async def generate(group: Sequence[GenerateRequest]) -> list[GenerateResult] | LoraxError:
-        try:
-            return await _generate_each(service, group, room)
-        except LoraxError as error:
-            return error
-
-    async with asyncio.TaskGroup() as tasks:
-        made = [tasks.create_task(generate(group)) for group in groups]
-    return [task.result() for task in made]
-
-
-async def _generate_each(
-    service: GenerationService, requests: Sequence[GenerateRequest], room: asyncio.Semaphore
-) -> list[GenerateResult]:
     async def generate(request: GenerateRequest) -> GenerateResult:
         async with room:
             return await service.generate(request)
 
-    if len(requests) == 1:
-        # Nobody runs beside it.
-        return [await generate(requests[0])]
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(generate(each)) for each in requests]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return await all_of([generate(each) for each in requests])
+
+
+async def generate_apart(
+    service: GenerationService,
+    requests: Sequence[GenerateRequest],
+    adapters: Sequence[str],
+    at_once: int,
+) -> list[list[GenerateResult] | LoraxError]:
+    """Return the answers to requests through each adapter, or its first error.
+
+    No adapter ends another one; of one that failed no other request is begun. ``at_once``: so
+    many are in the house at a time.
+    """
+    # Where they are too many, some come while others are computed.
+    is_few = len(requests) * len(adapters) <= at_once
+    size = len(adapters) if is_few else max(1, min(len(adapters), at_once // 2))
+    room = asyncio.Semaphore(max(1, at_once // size))
+    # By adapter, then by request.
+    answers: list[dict[int, GenerateResult]] = [{} for _ in adapters]
+    errors: dict[int, LoraxError] = {}
+
+    async def generate(number: int, part: Sequence[int]) -> None:
+        async with room:
+            places = [place for place in part if place not in errors]
+            named = [adapters[place] for place in places]
+            found = await service.generate_through(requests[number], named) if named else []
+        for place, each in zip(places, found, strict=True):
+            if isinstance(each, LoraxError):
+                errors.setdefault(place, each)
+            else:
+                answers[place][number] = each
+
+    parts = [range(len(adapters))[start : start + size] for start in range(0, len(adapters), size)]
+    await all_of([generate(number, part) for number in range(len(requests)) for part in parts])
+    return [
+        errors.get(place) or [each[number] for number in range(len(requests))]
+        for place, each in enumerate(answers)
+    ]
 
 
 class BatchStream:

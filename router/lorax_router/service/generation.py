@@ -6,10 +6,11 @@ Cancelling a call cancels what it asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from lorax_contract.errors import LoraxError
 from lorax_contract.pooling import HeadFacts
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.output_parser import NewParser
@@ -124,6 +125,14 @@ class GenerationService(Protocol):
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer."""
+
+    async def generate_through(
+        self, request: GenerateRequest, adapters: Sequence[str]
+    ) -> list[GenerateResult | LoraxError]:
+        """Return the whole answer through each adapter, or what is wrong with it, in their order.
+
+        What is wrong with one ends no other.
+        """
 
     async def generate_stream(
         self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter

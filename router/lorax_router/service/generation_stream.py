@@ -9,13 +9,9 @@ from typing import Self
 
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import SamplingParams
-from lorax_router.service.adapters.directory import AdapterLease
 from lorax_router.service.engine.port import TokenChunk
-from lorax_router.service.permits import Permit
-from lorax_router.service.records import RequestRecord
-from lorax_router.service.requests import ValidRequest
+from lorax_router.service.open_request import OpenRequest
 from lorax_router.service.results import AdapterUse, Timings
-from lorax_router.service.sequences import SequenceChunks
 
 
 class GenerationStream:
@@ -26,22 +22,14 @@ class GenerationStream:
     stream (``async with`` does); closing it early cancels the request.
     """
 
-    def __init__(
-        self,
-        request: ValidRequest,
-        chunks: SequenceChunks,
-        record: RequestRecord,
-        permit: Permit,
-        lease: AdapterLease | None,
-    ) -> None:
-        self.request = request
+    def __init__(self, opened: OpenRequest) -> None:
+        assert opened.chunks is not None
+        self.request = opened.valid
         # The seed to report: none was used when tokens are not drawn.
-        self.seed = reported_seed(request.samplings[0])
-        self._chunks = chunks
-        self._record = record
-        self._permit = permit
-        self._lease = lease
-        self._is_open = True
+        self.seed = reported_seed(opened.valid.samplings[0])
+        self._chunks = opened.chunks
+        self._record = opened.record
+        self._opened = opened
 
     def seed_of(self, sequence: int) -> int | None:
         """Return the seed of a sequence to report; None: none was used."""
@@ -50,7 +38,7 @@ class GenerationStream:
     @property
     def adapter_content(self) -> str:
         """What the adapter is that it uses; "": none. See Resumption."""
-        return adapter_content(self._lease)
+        return self._opened.adapter_content
 
     @property
     def num_generated(self) -> int:
@@ -96,26 +84,25 @@ class GenerationStream:
         return self
 
     async def __anext__(self) -> tuple[int, TokenChunk]:
-        if not self._is_open:
+        if not self._opened.is_open:
             raise StopAsyncIteration
         try:
             sequence, chunk = await anext(self._chunks)
         except StopAsyncIteration:
-            self._end(None)
+            self._opened.end(None)
             raise
         except LoraxError as error:
-            self._end(error)
+            self._opened.end(error)
             raise
         self._record.sequences[sequence].take(chunk)
         if self._chunks.is_done:
             # Permits end with the generation, whenever the client reads on.
-            self._end(None)
+            self._opened.end(None)
         return sequence, chunk
 
     async def aclose(self) -> None:
         """Cancel the request if it still runs."""
-        if self._is_open:
-            self._end(asyncio.CancelledError())
+        self._opened.end(asyncio.CancelledError())
         await self._chunks.aclose()
 
     async def __aenter__(self) -> Self:
@@ -129,19 +116,7 @@ class GenerationStream:
     ) -> None:
         await self.aclose()
 
-    def _end(self, error: BaseException | None) -> None:
-        self._is_open = False
-        if self._lease is not None:
-            self._lease.release()
-        self._permit.give_back()
-        self._record.close(error)
-
 
 def reported_seed(sampling: SamplingParams) -> int | None:
     """The seed that made the output what it is; None when nothing was drawn."""
     return sampling.seed if sampling.do_sample else None
-
-
-def adapter_content(lease: AdapterLease | None) -> str:
-    """What an adapter is, whatever server has it; "": there is none."""
-    return "" if lease is None else lease.content.key

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from collections.abc import Sequence as Many
 from contextlib import aclosing
 from dataclasses import replace
 from time import perf_counter
 
-from lorax_contract.activation import activation_start
 from lorax_contract.errors import (
-    GenerationError,
+    LoraxError,
     ShuttingDownError,
     UnhealthyError,
-    ValidationError,
 )
 from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import (
@@ -34,24 +33,23 @@ from lorax_router.core.tenant_limits import NO_LIMITS, TenantLimits
 from lorax_router.service.accounts.ledger import RequestLedger
 from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.directory import AdapterDirectory, AdapterLease
+from lorax_router.service.adapters.seeking import AdapterSeeker, Known
 from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.adapters.tokens import TenantTokens
+from lorax_router.service.beside import all_of
 from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.chat.outputs import OutputParsers, OutputsByTemplate
+from lorax_router.service.completing import RequestCompleter
 from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.engine.port import EnginePort, TokenStream
 from lorax_router.service.generation import ignore_adapter
-from lorax_router.service.generation_stream import (
-    GenerationStream,
-    adapter_content,
-    reported_seed,
-)
+from lorax_router.service.generation_stream import GenerationStream, reported_seed
 from lorax_router.service.keys.meters import Meters, TenantMeter
 from lorax_router.service.metrics.recorder import Metrics
+from lorax_router.service.open_request import OpenRequest
 from lorax_router.service.permits import Permit, Permits
 from lorax_router.service.records import RequestRecord
 from lorax_router.service.requests import (
-    ChatPrompt,
     GenerateParameters,
     GenerateRequest,
     TextPrompt,
@@ -61,11 +59,10 @@ from lorax_router.service.results import (
     AdapterUse,
     GenerateResult,
     Sequence,
-    shown_numbers,
 )
 from lorax_router.service.sequences import SequenceChunks
 from lorax_router.service.timeouts import deadline_of, within
-from lorax_router.service.validation import CheckedRequest, Validator
+from lorax_router.service.validation import CheckedRequest, MadePrompts, Validator
 
 # A probe shares with nobody, goes first, and is let in whatever waits.
 _PROBE = RequestTerms(tenant="(probe)", priority=-(2**31), limits=TenantLimits(is_exempt=True))
@@ -107,19 +104,18 @@ class InferenceService:
     ) -> None:
         self.ledger = ledger or RequestLedger(metrics)
         self.meters = meters or Meters()
-        self._tokens = tokens or TenantTokens()
-        self._adapters = adapters
-        self._constraints = constraints
-        self._outputs = outputs or OutputsByTemplate(OutputParsers())
+        self._adapters = None
+        if adapters is not None:
+            self._adapters = AdapterSeeker(adapters, tokens or TenantTokens(), metrics)
+        self._completer = RequestCompleter(
+            validator, outputs or OutputsByTemplate(OutputParsers()), constraints, tenant_limits
+        )
         self._engine = engine
         self._validator = validator
-        self._metrics = metrics
         self._permits = Permits(max_concurrent_requests)
         self._tenant_limits = tenant_limits
         self._health_timeout_s = health_timeout_s
         self._is_draining = False
-        # Of requests that wait for their adapter: ends the wait.
-        self._resolving: set[asyncio.Timeout] = set()
 
     def stop_admitting(self) -> None:
         """Refuse new requests from now on; those inside go on."""
@@ -157,8 +153,8 @@ class InferenceService:
 
     def end_resolving(self) -> None:
         """Tell requests that still wait for their adapter that the server shuts down."""
-        for waiting in self._resolving:
-            waiting.reschedule(asyncio.get_running_loop().time())
+        if self._adapters is not None:
+            self._adapters.end_waits()
 
     async def health(self) -> None:
         """Raise UnhealthyError or ShuttingDownError unless requests can be served."""
@@ -182,32 +178,91 @@ class InferenceService:
         request = GenerateRequest(prompt=TextPrompt("Who?"), parameters=parameters)
         valid = await self._validator.complete(self._validator.check(request, stream=False))
         valid = replace(valid, terms=_PROBE)
-        async with aclosing(await self._submit(valid, None)) as chunks:
+        stream = self._submit_one(valid, valid.samplings[0], BASE_ADAPTER)
+        async with aclosing(SequenceChunks([stream], valid.output)) as chunks:
             async for _ in chunks:
                 pass
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
-        record = self._new_record(request, is_stream=False)
-        permit, lease = None, None
+        (found,) = await self._answers([request])
+        if isinstance(found, LoraxError):
+            raise found
+        return found
+
+    async def generate_through(
+        self, request: GenerateRequest, adapters: Many[str]
+    ) -> list[GenerateResult | LoraxError]:
+        """Return the whole answer through each adapter, or what is wrong with it, in their order.
+
+        What is wrong with one ends no other. Each is a request of its own to quotas, accounts and
+        metrics; those whose adapters are known take their way together. Cancelling the call
+        cancels them all.
+        """
+        return await self._answers([request.through(each) for each in adapters])
+
+    async def _answers(self, requests: list[GenerateRequest]) -> list[GenerateResult | LoraxError]:
+        """Answer requests that name different adapters and are the same in all else."""
+        opened = [OpenRequest(self._new_record(each, is_stream=False)) for each in requests]
         try:
-            checked = self._check(request, record, stream=False)
-            permit = self._admit(checked)
-            async with within(deadline_of(checked, record)):
-                lease = await self._resolve(checked, record)
-                valid = await self._complete(checked, lease, record)
-            self._check_place(valid, record)
-            result = await self._run(valid, lease, record)
+            self._enter_all(opened, requests)
+            admitted = [each for each in opened if each.is_open]
+            known = [each for each in admitted if not each.waits]
+            groups = [known] if known else []
+            groups += [[each] for each in admitted if each.waits]
+            await all_of([self._answer(each) for each in groups])
         except BaseException as error:
-            record.close(error)
+            for each in opened:
+                await each.close(error)
             raise
-        finally:
-            if lease is not None:
-                lease.release()
-            if permit is not None:
-                permit.give_back()
-        record.close(None)
-        return result
+        return [each.outcome for each in opened]
+
+    def _enter_all(self, opened: list[OpenRequest], requests: list[GenerateRequest]) -> None:
+        like: CheckedRequest | None = None
+        for each, request in zip(opened, requests, strict=True):
+            try:
+                self._enter(each, request, like, stream=False)
+                like = each.checked
+            except LoraxError as error:
+                each.fail(error)
+
+    async def _answer(self, group: list[OpenRequest]) -> None:
+        """Answer requests that were let in: one, or several whose adapters are known."""
+        try:
+            async with within(deadline_of(group[0].checked, group[0].record)):
+                await self._resolve(group[0])
+                await self._complete_all(group)
+        except LoraxError as error:
+            for each in group:
+                each.fail(error)
+        # Nothing waits between them: they are in one step, if that has room.
+        for each in group:
+            await self._begin(each)
+        running = [each for each in group if each.is_open]
+        if running and running[0].valid.output.pools:
+            # They end together: nobody's end waits for another's.
+            for each in running:
+                await self._read(each)
+        else:
+            await all_of([self._read(each) for each in running])
+
+    async def _complete_all(self, group: list[OpenRequest]) -> None:
+        made: MadePrompts = {}
+        for each in group:
+            try:
+                each.valid = await self._completer.complete(each, made)
+            except LoraxError as error:
+                each.fail(error)
+
+    async def _begin(self, opened: OpenRequest) -> None:
+        """Have the rows of a valid request wait for their turn."""
+        if not opened.is_open:
+            return
+        try:
+            self._check_place(opened)
+            opened.chunks = await self._submit(opened)
+        except LoraxError as error:
+            opened.fail(error)
 
     async def generate_stream(
         self, request: GenerateRequest, on_adapter: Callable[[AdapterUse], None] = ignore_adapter
@@ -216,27 +271,20 @@ class InferenceService:
 
         ``on_adapter`` hears of the adapter that it uses before it is waited for.
         """
-        record = self._new_record(request, is_stream=True)
-        permit, lease = None, None
+        opened = OpenRequest(self._new_record(request, is_stream=True))
         try:
-            checked = self._check(request, record, stream=True)
-            permit = self._admit(checked)
-            if checked.selection is not None:
-                on_adapter(_use(checked.selection))
-            async with within(deadline_of(checked, record)):
-                lease = await self._resolve(checked, record)
-                valid = await self._complete(checked, lease, record)
-            self._check_place(valid, record)
-            chunks = await self._submit(valid, lease, record.trace)
-            record.follow(chunks.costs)
+            self._enter(opened, request, stream=True)
+            if (selection := opened.checked.selection) is not None:
+                on_adapter(_use(selection))
+            async with within(deadline_of(opened.checked, opened.record)):
+                await self._resolve(opened)
+                opened.valid = await self._completer.complete(opened)
+            self._check_place(opened)
+            opened.chunks = await self._submit(opened)
         except BaseException as error:
-            if lease is not None:
-                lease.release()
-            if permit is not None:
-                permit.give_back()
-            record.close(error)
+            opened.end(error)
             raise
-        return GenerationStream(valid, chunks, record, permit, lease)
+        return GenerationStream(opened)
 
     async def count_tokens(self, request: GenerateRequest) -> int:
         """Return how many tokens a prompt has for its model; nothing is generated."""
@@ -245,11 +293,12 @@ class InferenceService:
         meter.start_request()
         checked = self._validator.check(request, stream=False)
         self._check_sees(checked)
-        permit, lease = self._admit(checked), None
+        (permit, known), lease = self._admit(checked), None
         try:
             if checked.selection is not None:
-                lease = await self._acquire(checked, meter)
-            return await self._validator.num_prompt_tokens(checked, _text(lease))
+                lease = self._take(checked, known) or await self._find(checked, meter)
+            text = AdapterText() if lease is None else lease.text
+            return await self._validator.num_prompt_tokens(checked, text)
         finally:
             if lease is not None:
                 lease.release()
@@ -263,9 +312,10 @@ class InferenceService:
         base = self._validator.abilities.head
         if checked.selection is None:
             return base
-        permit = self._admit(checked)
+        permit, known = self._admit(checked)
         try:
-            lease = await self._acquire(checked, self.meters.of(request.caller))
+            meter = self.meters.of(request.caller)
+            lease = self._take(checked, known) or await self._find(checked, meter)
             lease.release()
         finally:
             permit.give_back()
@@ -281,15 +331,31 @@ class InferenceService:
             origin=request.origin,
         )
 
-    def _check(
-        self, request: GenerateRequest, record: RequestRecord, *, stream: bool
-    ) -> CheckedRequest:
-        """Check what needs no tokens, and count the request."""
+    def _enter(
+        self,
+        opened: OpenRequest,
+        request: GenerateRequest,
+        like: CheckedRequest | None = None,
+        *,
+        stream: bool,
+    ) -> None:
+        """Check what needs no tokens, count the request and let it in.
+
+        It has its adapter behind that, unless it ``waits``. ``like`` is the validator's.
+        """
+        record = opened.record
         self.check_open()
         record.meter.start_request()
-        checked = self._validator.check(request, stream=stream)
+        checked = opened.checked = self._validator.check(request, stream=stream, like=like)
         self._check_sees(checked)
-        return checked
+        opened.permit, known = self._admit(checked)
+        if (selection := checked.selection) is None:
+            return
+        record.selections(_use(selection))
+        started = perf_counter()
+        if (lease := self._take(checked, known)) is not None:
+            opened.lease = lease
+            record.resolved(lease, started)
 
     @staticmethod
     def _check_sees(checked: CheckedRequest) -> None:
@@ -298,112 +364,71 @@ class InferenceService:
         if checked.selection is not None and not checked.selection.is_default:
             checked.request.caller.check_sees(checked.selection.refs)
 
-    def _admit(self, checked: CheckedRequest) -> Permit:
-        """Let a request in, one that will wait for its adapter beside all others."""
+    def _admit(self, checked: CheckedRequest) -> tuple[Permit, Known]:
+        """Let a request in, one that will wait for its adapter beside all others.
+
+        With it comes what is known of its adapter.
+        """
         selection = checked.selection
-        waits = selection is not None and not self._is_resident(selection)
-        return self._permits.take(checked.num_sequences, selection if waits else None)
+        if selection is None or self._adapters is None:
+            return self._permits.take(checked.num_sequences), None
+        known = self._adapters.known(selection)
+        is_resident = self._adapters.is_resident(selection, known)
+        return self._permits.take(checked.num_sequences, None if is_resident else selection), known
 
-    def _is_resident(self, selection: AdapterSelection) -> bool:
-        return self._adapters is not None and self._adapters.is_resident(selection)
-
-    async def _resolve(self, checked: CheckedRequest, record: RequestRecord) -> AdapterLease | None:
-        """Find the request's adapter; until then it waits as ``resolving``, and only it."""
-        if checked.selection is None:
-            return None
-        record.selections(_use(checked.selection))
-        started = perf_counter()
-        lease = await self._acquire(checked, record.meter)
-        record.resolved(lease, started)
-        return lease
-
-    async def _acquire(self, checked: CheckedRequest, meter: TenantMeter) -> AdapterLease:
+    def _take(self, checked: CheckedRequest, known: Known) -> AdapterLease | None:
+        """Return a hold on a request's adapter if it is known."""
         assert self._adapters is not None
         assert checked.selection is not None
-        lease = self._adapters.acquire_known(checked.selection)
-        if lease is None:
-            lease = await self._waited(self._adapters.acquire(checked.selection, meter=meter))
-        if lease.is_private:
-            self._tokens.opened(checked.request.caller, checked.selection.token)
-        return lease
+        return self._adapters.take(checked.request.caller, checked.selection, known)
 
-    async def _waited(self, acquiring: Awaitable[AdapterLease]) -> AdapterLease:
-        """Wait for an adapter until the server shuts down: ShuttingDownError then."""
-        try:
-            with self._metrics.resolving():
-                async with asyncio.timeout(None) as waiting:
-                    self._resolving.add(waiting)
-                    return await acquiring
-        except TimeoutError:
-            if not waiting.expired():
-                raise
-            raise ShuttingDownError from None
-        finally:
-            self._resolving.discard(waiting)
+    async def _find(self, checked: CheckedRequest, meter: TenantMeter) -> AdapterLease:
+        """Return a hold on a request's adapter, which is waited for."""
+        assert self._adapters is not None
+        assert checked.selection is not None
+        return await self._adapters.find(checked.request.caller, checked.selection, meter)
 
-    async def _complete(
-        self, checked: CheckedRequest, lease: AdapterLease | None, record: RequestRecord
-    ) -> ValidRequest:
-        text, request = _text(lease), checked.request
-        started = perf_counter()
-        _check_resumed(request, lease)
-        valid = await self._validator.complete(
-            checked,
-            text,
-            lease.head if lease else None,
-            deadline=deadline_of(checked, record),
-            limits=request.caller.quotas.limits(self._tenant_limits),
-        )
-        record.tokenized(started)
-        if lease is not None and lease.invocation_ids:
-            start = activation_start(valid.prompt_ids, lease.invocation_ids)
-            valid = replace(valid, adapter_start=start)
-        constraint = request.parameters.constraint
-        if isinstance(prompt := request.prompt, ChatPrompt):
-            parsers = self._outputs.of(text.chat_template)
-            valid = replace(valid, new_parser=parsers.reading(prompt, valid.prompt_text))
-            constraint = parsers.constraint(prompt, valid.prompt_text, constraint)
-        if constraint is None:
-            return valid
-        if self._constraints is None:
-            raise ValidationError(
-                f"`{constraint.field_name}` is not offered by this server; leave it out"
-            )
-        has_own_tokens = lease is not None and lease.text.tokenizer is not None
-        content = lease.content if lease is not None and has_own_tokens else None
-        return replace(valid, constraint=await self._constraints.ready(constraint, content))
+    async def _resolve(self, opened: OpenRequest) -> None:
+        """Find the adapter that a request waits for; until then it waits as ``resolving``."""
+        if opened.waits:
+            started = perf_counter()
+            opened.lease = await self._find(opened.checked, opened.record.meter)
+            opened.record.resolved(opened.lease, started)
 
-    def _check_place(self, valid: ValidRequest, record: RequestRecord) -> None:
+    def _check_place(self, opened: OpenRequest) -> None:
         """Raise what the queue refuses a request's sequences for; else count it.
 
         What it refuses costs no tokens: it is asked before they are counted.
         """
+        valid = opened.valid
         num = len(valid.samplings)
         num_tokens = num * (valid.num_prompt_tokens + valid.stopping.max_new_tokens)
         self._engine.check_place(valid.terms, num_requests=num, num_tokens=num_tokens)
-        record.validated(valid)
+        opened.record.validated(valid)
 
-    async def _submit(
-        self, valid: ValidRequest, lease: AdapterLease | None, trace: TraceContext | None = None
-    ) -> SequenceChunks:
+    async def _submit(self, opened: OpenRequest) -> SequenceChunks:
         """Submit all sequences, or none."""
+        valid, lease = opened.valid, opened.lease
         streams: list[TokenStream] = []
         try:
-            for sampling in valid.samplings:
-                stream = self._submit_one(valid, sampling, _handle(lease), trace)
-                streams.append(stream)
+            streams += (
+                self._submit_one(valid, sampling, opened.handle, opened.record.trace)
+                for sampling in valid.samplings
+            )
         except BaseException:
             for stream in streams:
                 await stream.aclose()
             raise
-        return SequenceChunks(streams, valid.output, adapter=lease.label if lease else "")
+        chunks = SequenceChunks(streams, valid.output, adapter=lease.label if lease else "")
+        opened.record.follow(chunks.costs)
+        return chunks
 
     def _submit_one(
         self,
         valid: ValidRequest,
         sampling: SamplingParams,
         adapter: AdapterHandle,
-        trace: TraceContext | None,
+        trace: TraceContext | None = None,
     ) -> TokenStream:
         return self._engine.submit(
             RequestSpec(
@@ -423,60 +448,20 @@ class InferenceService:
             valid.terms,
         )
 
-    async def _run(
-        self, valid: ValidRequest, lease: AdapterLease | None, record: RequestRecord
-    ) -> GenerateResult:
-        """Generate all sequences at once; the first that fails ends the others."""
+    async def _read(self, opened: OpenRequest) -> None:
+        """Have all sequences of a request generated; the first that fails ends the others."""
+        valid, record, chunks = opened.valid, opened.record, opened.chunks
+        assert chunks is not None
         sequences = [Sequence(reported_seed(sampling)) for sampling in valid.samplings]
-        async with aclosing(await self._submit(valid, lease, record.trace)) as chunks:
-            record.follow(chunks.costs)
-            async for number, chunk in chunks:
-                record.sequences[number].take(chunk)
-                sequences[number].take(chunk)
-        _finish(valid, sequences)
-        shown = shown_numbers(sequences, valid.num_returned)
-        record.show(shown)
-        return GenerateResult(
-            sequences=tuple(sequences[number] for number in shown),
-            texts=tuple(valid.full_text(sequences[number].generated_text) for number in shown),
-            details=valid.details,
-            num_prompt_chars=len(valid.sent_text),
-            new_parser=valid.new_parser,
-            num_prompt_tokens=valid.num_prompt_tokens,
-            num_cached_tokens=record.num_cached,
-            num_skipped_tokens=record.num_skipped,
-            timings=record.timings,
-            adapter=record.adapter,
-            head=valid.head,
-            spans=None if valid.spans is None else [*valid.spans],
-        )
-
-
-def _finish(valid: ValidRequest, sequences: list[Sequence]) -> None:
-    """Let vectors be as they were asked for; raises ValidationError."""
-    if valid.output is not OutputKind.VECTOR:
-        return
-    for sequence in sequences:
-        assert sequence.vector is not None
-        sequence.vector = valid.shape.finished(sequence.vector)
+        try:
+            async with aclosing(chunks):
+                async for number, chunk in chunks:
+                    record.sequences[number].take(chunk)
+                    sequences[number].take(chunk)
+            opened.answer(sequences)
+        except LoraxError as error:
+            opened.fail(error)
 
 
 def _use(selection: AdapterSelection) -> AdapterUse:
     return AdapterUse(selection.ids, selection.refs[0].source, selection.label)
-
-
-def _text(lease: AdapterLease | None) -> AdapterText:
-    """Return what a request's adapter brings for texts."""
-    return AdapterText() if lease is None else lease.text
-
-
-def _check_resumed(request: GenerateRequest, lease: AdapterLease | None) -> None:
-    """Raise GenerationError if another adapter would go on with an output than began it."""
-    resumed = request.resumption
-    if resumed is not None and resumed.adapter_content != adapter_content(lease):
-        text = "the adapter was replaced while its answer was written; ask again"
-        raise GenerationError(text, public=text)
-
-
-def _handle(lease: AdapterLease | None) -> AdapterHandle:
-    return BASE_ADAPTER if lease is None else lease.handle

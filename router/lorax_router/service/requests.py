@@ -8,7 +8,7 @@ from the first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorax_contract.constraint import Constraint
@@ -181,6 +181,10 @@ class GenerateRequest:
     origin: Origin = NOWHERE
     # What it has already; with the seed of the sequence that it is, and of that one alone.
     resumption: Resumption | None = None
+
+    def through(self, adapter_id: str) -> GenerateRequest:
+        """Return the same request of another adapter."""
+        return replace(self, parameters=replace(self.parameters, adapter_id=adapter_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,11 @@ from lorax_router.service.adapters.catalog import AdapterSelection
 from lorax_router.service.adapters.selection import SelectionPolicy
 from lorax_router.service.adapters.text import AdapterText
 from lorax_router.service.limits import RequestLimits
-from lorax_router.service.prompts.prompt_encoder import PromptEncoder, TemplateRenderer
+from lorax_router.service.prompts.prompt_encoder import (
+    EncodedPrompt,
+    PromptEncoder,
+    TemplateRenderer,
+)
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import (
     BASE_MODEL_ADAPTER_ID,
@@ -46,6 +50,9 @@ def draw_seed() -> int:
 
 
 MAX_SALT_CHARS = 256
+
+# What became of one prompt, with the places of its tokens and without.
+MadePrompts = dict[bool, EncodedPrompt]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +94,24 @@ class Validator:
         """Return once a text could be tokenized; never while all threads for it are stuck."""
         await self._tokenizer.progress()
 
-    def check(self, request: GenerateRequest, *, stream: bool) -> CheckedRequest:
-        """Check all that needs no tokens; raises ValidationError."""
+    def check(
+        self, request: GenerateRequest, *, stream: bool, like: CheckedRequest | None = None
+    ) -> CheckedRequest:
+        """Check all that needs no tokens; raises ValidationError.
+
+        ``like``: one that was checked already, and names another adapter and nothing else.
+        """
         params = request.parameters
-        self.abilities.check(request)
-        self._prompts.check(request.prompt, is_cut=params.cut_to is not None)
+        if like is None:
+            self.abilities.check(request)
+            self._prompts.check(request.prompt, is_cut=params.cut_to is not None)
         selection = self._selections.selection_of(params)
         if selection is None:
             self.abilities.head_for(params, None)
-        _check_lengths(params, self.limits)
-        _check_stopping(params, self.limits)
-        _check_terms(params)
+        if like is None:
+            _check_lengths(params, self.limits)
+            _check_stopping(params, self.limits)
+            _check_terms(params)
         samplings = resolve_sampling(params, self.limits, self._draw_seed)
         # What is wrong in either mode is said in the same words in both.
         if stream:
@@ -122,22 +136,25 @@ class Validator:
         *,
         deadline: float = math.inf,
         limits: TenantLimits = NO_LIMITS,
+        made: MadePrompts | None = None,
     ) -> ValidRequest:
         """Tokenize the prompt and check its length; raises ValidationError, TemplateError.
 
         ``text`` is what the request's adapter brings for that, ``own_head`` its classification head.
-        ``deadline`` and ``limits`` are of its terms, as these have them.
+        ``deadline`` and ``limits`` are of its terms, as these have them. ``made``: of requests that
+        differ in an adapter that brings nothing, to which this one's is added.
         """
         request, params = checked.request, checked.request.parameters
         head = self.abilities.head_for(params, own_head)
-        prompt = self.abilities.prompted(request)
-        encoded = await self._prompts.encode(
-            prompt,
-            text,
-            params.truncate,
-            params.cut_to,
-            with_spans=head is not None and head.classifies_tokens,
-        )
+        with_spans = head is not None and head.classifies_tokens
+        encoded = None if made is None else made.get(with_spans)
+        if encoded is None:
+            prompt = self.abilities.prompted(request)
+            encoded = await self._prompts.encode(
+                prompt, text, params.truncate, params.cut_to, with_spans=with_spans
+            )
+        if made is not None:
+            made[with_spans] = encoded
         most = max_new_tokens(params, len(encoded.ids), self.limits)
         shape = self.abilities.shape(params, head)
         if head is None:

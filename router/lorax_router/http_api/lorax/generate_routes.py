@@ -15,7 +15,7 @@ from lorax_contract.errors import ValidationError
 from lorax_router.http_api.admission import becoming_one, read_admitted
 from lorax_router.http_api.auth import caller_of
 from lorax_router.http_api.disconnect import ClientGoneError, while_present
-from lorax_router.http_api.fan_out import answers_of, through
+from lorax_router.http_api.fan_out import answers_of, fanned
 from lorax_router.http_api.json_body import Body, bearer_token
 from lorax_router.http_api.lorax.bodies import (
     CompatGenerateBody,
@@ -31,7 +31,6 @@ from lorax_router.http_api.responses import compact, json_response
 from lorax_router.http_api.sse import TokenEvents
 from lorax_router.http_api.terms_headers import with_terms
 from lorax_router.http_api.timeout_header import timeout_of
-from lorax_router.service.batch import generate_apart
 from lorax_router.service.generation import GenerationService, RequestCounts
 from lorax_router.service.requests import GenerateRequest
 from lorax_router.service.results import AdapterUse, GenerateResult
@@ -169,14 +168,14 @@ class GenerateRoutes:
         self, request: Request, body: GenerateBody, adapters: list[str]
     ) -> Response:
         with becoming_one(self._counts, request):
-            groups = through(adapters, None, [_of_one(body, request)])
+            (domain,) = fanned(adapters, None, [_of_one(body, request)])
         try:
             found = await while_present(
-                request.receive, generate_apart(self._service, groups, len(groups))
+                request.receive, self._service.generate_through(domain, adapters)
             )
         except ClientGoneError:
             return Response()
-        said = answers_of(adapters, found, lambda _, each: result_document(each[0]))
+        said = answers_of(adapters, found, lambda _, each: result_document(each))
         return json_response(said, headers=self._headers)
 
 

@@ -15,7 +15,7 @@ from lorax_contract.errors import ValidationError
 from lorax_contract.step import OutputKind
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
-from lorax_router.http_api.fan_out import answers_of, through
+from lorax_router.http_api.fan_out import answers_of, fanned
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.openai.bodies import EmbeddingBody
 from lorax_router.http_api.openai.errors import INPUT_FIELDS, InputRoute, envelope
@@ -77,12 +77,11 @@ class EmbeddingRoutes:
         with self._calls.becoming_one(request):
             requests = self._requests(request, body)
             adapters = body.adapters
-            groups = (
-                through(adapters, body.adapter_source, requests) if adapters is not None else []
-            )
+            if adapters is not None:
+                requests = fanned(adapters, body.adapter_source, requests)
         try:
             if adapters is not None:
-                found = await self._calls.answer_apart(request, groups, AT_ONCE)
+                found = await self._calls.answer_apart(request, requests, adapters, AT_ONCE)
                 answer = partial(_document, encoding=body.encoding_format)
                 fault = partial(envelope, names=INPUT_FIELDS)
                 return json_response(answers_of(adapters, found, answer, fault))

@@ -17,7 +17,7 @@ from lorax_contract.errors import ValidationError
 from lorax_contract.step import OutputKind
 from lorax_router.http_api.calls import Calls
 from lorax_router.http_api.disconnect import ClientGoneError
-from lorax_router.http_api.fan_out import answers_of, through
+from lorax_router.http_api.fan_out import answers_of, fanned
 from lorax_router.http_api.json_text import Json
 from lorax_router.http_api.openapi import ERRORS, json_body
 from lorax_router.http_api.pooled.asking import AT_ONCE, pooled_request
@@ -84,12 +84,11 @@ class ClassifyRoutes:
             texts = body.texts
             requests = self._requests(request, body, [(text, None) for text in texts])
             adapters = body.adapters
-            groups = (
-                through(adapters, body.adapter_source, requests) if adapters is not None else []
-            )
+            if adapters is not None:
+                requests = fanned(adapters, body.adapter_source, requests)
         try:
             if adapters is not None:
-                found = await self._calls.answer_apart(request, groups, AT_ONCE)
+                found = await self._calls.answer_apart(request, requests, adapters, AT_ONCE)
                 said = answers_of(adapters, found, partial(self._of_adapter, body))
                 return json_response(said)
             results = await self._calls.generate(request, body, requests, AT_ONCE)

@@ -151,17 +151,25 @@ class AdapterDirectory:
             fetched[0], text = await self._text(selection, fetched[0], meter)
         return self._held(selection, fetched, text, _phases(fetched), refresh=refresh)
 
-    def acquire_known(self, selection: AdapterSelection) -> AdapterLease | None:
-        """Return a hold on an adapter if nobody has to be asked for it; None: ``acquire`` does.
+    def known(self, selection: AdapterSelection) -> list[FetchedAdapter] | None:
+        """Return the answers for the names of an adapter if nobody has to be asked, else None."""
+        known = []
+        for ref in selection.refs:
+            if (answer := self._known(ref, selection.token)) is None:
+                return None
+            known.append(answer)
+        return known
+
+    def acquire_known(
+        self, selection: AdapterSelection, known: list[FetchedAdapter] | None
+    ) -> AdapterLease | None:
+        """Return a hold on what ``known`` found if nothing is waited for; None: ``acquire`` does.
 
         Raises as that does.
         """
-        if selection.merge is not None:
+        if selection.merge is not None or known is None or known[0].text_files:
             return None
-        known = self._known(selection.refs[0], selection.token)
-        if known is None or known.text_files:
-            return None
-        return self._held(self.plain(selection), [known], AdapterText(), {})
+        return self._held(self.plain(selection), known, AdapterText(), {})
 
     def _held(
         self,
@@ -190,12 +198,11 @@ class AdapterDirectory:
             on_release=self.catalog.let_go,
         )
 
-    def is_resident(self, selection: AdapterSelection) -> bool:
-        """Whether a request for this adapter finds it on the shards, without asking anybody."""
-        answers = [self._known(ref, selection.token) for ref in selection.refs]
-        parts = tuple(each.part for each in answers if each is not None)
-        if len(parts) < len(answers):
+    def is_resident(self, selection: AdapterSelection, known: list[FetchedAdapter] | None) -> bool:
+        """Whether a request finds on the shards what ``known`` found, without asking anybody."""
+        if known is None:
             return False
+        parts = tuple(each.part for each in known)
         return self.catalog.is_resident(AdapterContent(parts=parts, merge=selection.merge))
 
     def plain(self, selection: AdapterSelection) -> AdapterSelection:

@@ -37,6 +37,11 @@ class AdapterText:
     tokenizer: OwnTokenizer | None = None
     chat_template: ChatTemplate | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it brings anything."""
+        return self.tokenizer is not None or self.chat_template is not None
+
 
 class AdapterTexts:
     """Finds what adapters bring for texts: read once, however many ask at once.
