@@ -84,7 +84,9 @@ class Abilities:
             self._check_dimensions(params.dimensions)
             self._check_prompt_name(request)
 
-    def head_for(self, params: GenerateParameters, own: HeadFacts | None) -> HeadFacts | None:
+    def head_for(
+        self, params: GenerateParameters, own: HeadFacts | None, *, has_adapter: bool
+    ) -> HeadFacts | None:
         """Return what gives a request's scores, of its adapter's ``own`` head and the model's.
 
         None: it asks for none. Raises ValidationError if there is no head.
@@ -94,7 +96,7 @@ class Abilities:
         head = own or self.head
         if head is None:
             lacks = "neither this model nor the adapter has"
-            if not params.adapter_id and params.merged_adapters is None:
+            if not has_adapter:
                 lacks = "this model does not have"
             raise ValidationError(
                 f"{lacks} a classification head: name an adapter that has one (`adapter_id`), or ask "

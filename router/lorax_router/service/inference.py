@@ -185,7 +185,7 @@ class InferenceService:
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Return the whole answer; cancelling the call cancels the request."""
-        (found,) = await self._answers([request])
+        (found,) = await self._answers(request, (None,))
         if isinstance(found, LoraxError):
             raise found
         return found
@@ -199,13 +199,15 @@ class InferenceService:
         metrics; those whose adapters are known take their way together. Cancelling the call
         cancels them all.
         """
-        return await self._answers([request.through(each) for each in adapters])
+        return await self._answers(request, adapters)
 
-    async def _answers(self, requests: list[GenerateRequest]) -> list[GenerateResult | LoraxError]:
-        """Answer requests that name different adapters and are the same in all else."""
-        opened = [OpenRequest(self._new_record(each, is_stream=False)) for each in requests]
+    async def _answers(
+        self, request: GenerateRequest, adapters: Many[str | None]
+    ) -> list[GenerateResult | LoraxError]:
+        """Answer a request through each adapter; None: the one that it names itself."""
+        opened = [OpenRequest(self._new_record(request, is_stream=False)) for _ in adapters]
         try:
-            self._enter_all(opened, requests)
+            self._enter_all(opened, request, adapters)
             admitted = [each for each in opened if each.is_open]
             known = [each for each in admitted if not each.waits]
             groups = [known] if known else []
@@ -217,12 +219,14 @@ class InferenceService:
             raise
         return [each.outcome for each in opened]
 
-    def _enter_all(self, opened: list[OpenRequest], requests: list[GenerateRequest]) -> None:
-        like: CheckedRequest | None = None
-        for each, request in zip(opened, requests, strict=True):
+    def _enter_all(
+        self, opened: list[OpenRequest], request: GenerateRequest, adapters: Many[str | None]
+    ) -> None:
+        is_checked = False
+        for each, adapter_id in zip(opened, adapters, strict=True):
             try:
-                self._enter(each, request, like, stream=False)
-                like = each.checked
+                self._enter(each, request, adapter_id, is_checked=is_checked)
+                is_checked = True
             except LoraxError as error:
                 each.fail(error)
 
@@ -273,7 +277,7 @@ class InferenceService:
         """
         opened = OpenRequest(self._new_record(request, is_stream=True))
         try:
-            self._enter(opened, request, stream=True)
+            self._enter(opened, request)
             if (selection := opened.checked.selection) is not None:
                 on_adapter(_use(selection))
             async with within(deadline_of(opened.checked, opened.record)):
@@ -335,18 +339,20 @@ class InferenceService:
         self,
         opened: OpenRequest,
         request: GenerateRequest,
-        like: CheckedRequest | None = None,
+        adapter_id: str | None = None,
         *,
-        stream: bool,
+        is_checked: bool = False,
     ) -> None:
         """Check what needs no tokens, count the request and let it in.
 
-        It has its adapter behind that, unless it ``waits``. ``like`` is the validator's.
+        It has its adapter behind that, unless it ``waits``. The last two are the validator's.
         """
         record = opened.record
         self.check_open()
         record.meter.start_request()
-        checked = opened.checked = self._validator.check(request, stream=stream, like=like)
+        checked = opened.checked = self._validator.check(
+            request, stream=record.is_stream, adapter_id=adapter_id, is_checked=is_checked
+        )
         self._check_sees(checked)
         opened.permit, known = self._admit(checked)
         if (selection := checked.selection) is None:

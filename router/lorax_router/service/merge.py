@@ -43,8 +43,9 @@ class Merge(Generic[Item]):
         self._awaited.clear()
         for task in waiting:
             task.cancel()
-        # A source is free only when nobody is in it; one more failure tells nothing new.
-        await asyncio.gather(*waiting, return_exceptions=True)
+        if waiting:
+            # A source is free only when nobody is in it; one more failure tells nothing new.
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _wait(self) -> None:
         """Wait until a source has something; what came at once is in the order of the sources."""

@@ -32,7 +32,7 @@ class RequestRecord:
     ) -> None:
         self._ledger = ledger
         self._metrics = metrics = ledger.metrics
-        self._is_stream = is_stream
+        self.is_stream = is_stream
         self._origin = origin
         # None: it is not traced.
         self.trace, self._trace_parent = ledger.begin_trace(origin)
@@ -159,7 +159,7 @@ class RequestRecord:
             ended_at=first.timings.last_token_at if is_whole else perf_counter(),
             origin=self._origin,
             caller=self._caller,
-            is_stream=self._is_stream,
+            is_stream=self.is_stream,
             valid=self._valid,
             adapter=self.adapter,
             timings=first.timings,

@@ -95,20 +95,26 @@ class Validator:
         await self._tokenizer.progress()
 
     def check(
-        self, request: GenerateRequest, *, stream: bool, like: CheckedRequest | None = None
+        self,
+        request: GenerateRequest,
+        *,
+        stream: bool,
+        adapter_id: str | None = None,
+        is_checked: bool = False,
     ) -> CheckedRequest:
         """Check all that needs no tokens; raises ValidationError.
 
-        ``like``: one that was checked already, and names another adapter and nothing else.
+        ``adapter_id`` is named in place of the request's own; ``is_checked``: all else of the
+        request was found to be right already.
         """
         params = request.parameters
-        if like is None:
+        if not is_checked:
             self.abilities.check(request)
             self._prompts.check(request.prompt, is_cut=params.cut_to is not None)
-        selection = self._selections.selection_of(params)
+        selection = self._selections.selection_of(params, adapter_id)
         if selection is None:
-            self.abilities.head_for(params, None)
-        if like is None:
+            self.abilities.head_for(params, None, has_adapter=False)
+        if not is_checked:
             _check_lengths(params, self.limits)
             _check_stopping(params, self.limits)
             _check_terms(params)
@@ -145,7 +151,8 @@ class Validator:
         differ in an adapter that brings nothing, to which this one's is added.
         """
         request, params = checked.request, checked.request.parameters
-        head = self.abilities.head_for(params, own_head)
+        has_adapter = checked.selection is not None
+        head = self.abilities.head_for(params, own_head, has_adapter=has_adapter)
         with_spans = head is not None and head.classifies_tokens
         encoded = None if made is None else made.get(with_spans)
         if encoded is None:

@@ -90,7 +90,7 @@ class PromptVector:
         assert self._pooled is not None
         assert self.num_tokens == wanted, "some of its tokens were computed elsewhere"
         divisor = 1 if self.is_scored else _divisor(self.pooling, wanted)
-        vector = self._pooled / divisor
+        vector = self._pooled if divisor == 1 else self._pooled / divisor
         if projection is not None and not self.is_scored and self.pooling is not Pooling.EACH:
             vector = projection(vector.flatten())
         values = vector.cpu().numpy()

@@ -264,15 +264,19 @@ class HFPagedModel:
         head, lens = self.heads[kind], [len(each) for each in states]
         with torch.inference_mode(), self._adapters(lens, None, slots):
             scores = head.scores(torch.cat([*states])).float()
-        widths = [self._num_labels(head, slot) for slot in slots]
+        widths = self._num_labels(head, slots)
         parts = torch.split(scores, lens)
-        return [part[:, :width] for part, width in zip(parts, widths, strict=True)]
+        return [
+            part if width == scores.shape[1] else part[:, :width]
+            for part, width in zip(parts, widths, strict=True)
+        ]
 
-    def _num_labels(self, head: Head, slot: int | None) -> int:
-        own = head.module.get_submodule(head.output).out_features
-        if self.lora is None or slot is None:
-            return int(own)
-        return self.lora.num_outputs(slot, head.output_name) or int(own)
+    def _num_labels(self, head: Head, slots: Sequence[int | None]) -> list[int]:
+        own = int(head.module.get_submodule(head.output).out_features)
+        if (lora := self.lora) is None:
+            return [own] * len(slots)
+        name = head.output_name
+        return [own if slot is None else lora.num_outputs(slot, name) or own for slot in slots]
 
     @contextmanager
     def keeping_hidden(self) -> Iterator[HiddenStates]:

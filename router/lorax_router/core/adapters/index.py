@@ -77,6 +77,21 @@ class AdapterIndex:
         self._count(record)
         self._queue(record, is_wanted)
 
+    def use(self, record: AdapterRecord) -> None:
+        """The same of a record of which only the requests have changed that need it."""
+        if record.state is not AdapterState.RESIDENT:
+            self.sort(record)
+            return
+        handle = record.handle
+        if not record.is_evictable:
+            self.evictable.pop(handle, None)
+        elif handle not in self.evictable:
+            self.evictable[handle] = record
+        if not (record.is_retired and record.is_idle):
+            self.leaving.pop(handle, None)
+        elif handle not in self.leaving:
+            self.leaving[handle] = record
+
     def forget(self, handle: AdapterHandle) -> None:
         """Take out a record that is absent."""
         self.pinned.pop(handle, None)

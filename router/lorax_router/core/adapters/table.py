@@ -257,7 +257,7 @@ class AdapterTable:
         record.num_waiting += 1
         if record.state is not AdapterState.RESIDENT and record.wanted_at is None:
             record.wanted_at = now
-        self._index.sort(record)
+        self._index.use(record)
 
     def runs(self, handle: AdapterHandle, now: float) -> None:
         """A queued request was admitted."""
@@ -269,7 +269,7 @@ class AdapterTable:
         record.num_uses += 1
         record.last_used_at = now
         self._assess(record)
-        self._index.sort(record)
+        self._index.use(record)
 
     def returns(self, handle: AdapterHandle, now: float) -> None:
         """A running request was preempted and waits again."""
@@ -289,7 +289,7 @@ class AdapterTable:
             record.num_waiting -= 1
             if record.num_waiting == 0 and not record.is_called:
                 record.wanted_at = None
-        self._index.sort(record)
+        self._index.use(record)
         self._drop_if_gone(record)
 
     def progresses(self, handle: AdapterHandle, now: float) -> None:

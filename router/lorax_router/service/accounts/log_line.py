@@ -98,13 +98,13 @@ def _counts(summaries: Sequence[RequestSummary]) -> dict[str, int]:
     """Return the counts of all sequences of requests."""
     costs = [cost for each in summaries for cost in each.costs]
     counts = {
-        "cached_tokens": sum(each.num_cached for each in summaries),
-        "drafted_tokens": sum(each.num_drafted for each in costs),
-        "accepted_tokens": sum(each.num_accepted for each in summaries),
-        "preemptions": sum(each.num_returns for each in costs),
-        "restarts": sum(len(each.cost.recoveries) for each in summaries),
+        "cached_tokens": sum([each.num_cached for each in summaries]),
+        "drafted_tokens": sum([each.num_drafted for each in costs]),
+        "accepted_tokens": sum([each.num_accepted for each in summaries]),
+        "preemptions": sum([each.num_returns for each in costs]),
+        "restarts": sum([len(each.cost.recoveries) for each in summaries]),
     }
-    told = {"generated_tokens": sum(each.num_generated for each in summaries)}
+    told = {"generated_tokens": sum([each.num_generated for each in summaries])}
     return told | {name: count for name, count in counts.items() if count}
 
 

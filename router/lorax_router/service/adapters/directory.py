@@ -38,6 +38,7 @@ from lorax_router.service.adapters.aliases import Alias, AliasBook
 from lorax_router.service.adapters.catalog import AdapterCatalog, AdapterSelection, CatalogEntry
 from lorax_router.service.adapters.selection import place_key
 from lorax_router.service.adapters.text import AdapterText, AdapterTexts
+from lorax_router.service.beside import all_of
 from lorax_router.service.engine.port import AdapterEngine
 from lorax_router.service.keys.meters import UNMETERED, TenantMeter
 
@@ -246,14 +247,7 @@ class AdapterDirectory:
         self, selection: AdapterSelection, meter: TenantMeter, *, refresh: bool
     ) -> list[FetchedAdapter]:
         queries = _queries(selection, refresh=refresh)
-        if len(queries) == 1:
-            return [await self.fetch(queries[0], meter)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self.fetch(query, meter)) for query in queries]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return await all_of([self.fetch(query, meter) for query in queries])
 
     async def fetch(self, query: AdapterQuery, meter: TenantMeter = UNMETERED) -> FetchedAdapter:
         """Return what a name leads to: remembered while the answer holds, else asked for.

@@ -43,14 +43,19 @@ class SelectionPolicy:
     # Names that win over ids, where a request names no source.
     aliases: AliasBook = field(default_factory=AliasBook)
 
-    def selection_of(self, params: GenerateParameters) -> AdapterSelection | None:
+    def selection_of(
+        self, params: GenerateParameters, adapter_id: str | None = None
+    ) -> AdapterSelection | None:
         """Return the adapter that a request wants, None for the base model.
 
-        Raises ValidationError for what cannot be a name or contradicts itself.
+        ``adapter_id`` is named in place of the parameters' own. Raises ValidationError for what
+        cannot be a name or contradicts itself.
         """
-        _check_names(params)
+        if adapter_id is None:
+            adapter_id = params.adapter_id
+        _check_names(params, adapter_id)
         merged = params.merged_adapters
-        named = params.adapter_id not in (None, "", BASE_MODEL_ADAPTER_ID)
+        named = adapter_id not in (None, "", BASE_MODEL_ADAPTER_ID)
         if not named and merged is None:
             return self.static
         if named and merged is not None:
@@ -68,7 +73,7 @@ class SelectionPolicy:
         if merged is not None:
             refs = tuple(self._ref(source, name) for name in _checked(merged))
         else:
-            refs = (self._ref(source, params.adapter_id or "", params.revision),)
+            refs = (self._ref(source, adapter_id or "", params.revision),)
         # A source that takes no token is not told it: whoever asks, it is one question.
         takes_token = any(ref.source in TOKEN_SOURCES for ref in refs)
         return AdapterSelection(
@@ -141,11 +146,11 @@ def _one_of(choices: type[Choice], field: str, word: str) -> Choice:
         ) from None
 
 
-def _check_names(params: GenerateParameters) -> None:
+def _check_names(params: GenerateParameters, adapter_id: str | None) -> None:
     """W2: a control character in a name must not reach a header or a log line."""
     merged = params.merged_adapters
     names = [
-        ("adapter_id", params.adapter_id),
+        ("adapter_id", adapter_id),
         ("adapter_source", params.adapter_source),
         ("revision", params.revision),
     ]
@@ -158,4 +163,5 @@ def _check_names(params: GenerateParameters) -> None:
 
 def has_control_characters(text: str) -> bool:
     """Whether a text has characters that could end a header or a log line (C0, DEL, C1)."""
-    return any(char < " " or "\x7f" <= char <= "\x9f" for char in text)
+    # All of them are among those that cannot be printed: most names are looked through at once.
+    return not text.isprintable() and any(char < " " or "\x7f" <= char <= "\x9f" for char in text)
