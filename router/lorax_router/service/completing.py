@@ -13,7 +13,7 @@ from lorax_router.service.constraints.readiness import Constraints
 from lorax_router.service.open_request import OpenRequest
 from lorax_router.service.requests import ChatPrompt, ValidRequest
 from lorax_router.service.timeouts import deadline_of
-from lorax_router.service.validation import MadePrompts, Validator
+from lorax_router.service.validation import Made, Validator
 
 
 class RequestCompleter:
@@ -38,7 +38,7 @@ class RequestCompleter:
         self._constraints = constraints
         self._tenant_limits = tenant_limits
 
-    async def complete(self, opened: OpenRequest, made: MadePrompts | None = None) -> ValidRequest:
+    async def complete(self, opened: OpenRequest, made: Made | None = None) -> ValidRequest:
         """Return a request that can be run; raises what is wrong with it.
 
         ``made`` is the validator's.

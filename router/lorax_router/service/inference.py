@@ -62,7 +62,7 @@ from lorax_router.service.results import (
 )
 from lorax_router.service.sequences import SequenceChunks
 from lorax_router.service.timeouts import deadline_of, within
-from lorax_router.service.validation import CheckedRequest, MadePrompts, Validator
+from lorax_router.service.validation import CheckedRequest, Made, Validator
 
 # A probe shares with nobody, goes first, and is let in whatever waits.
 _PROBE = RequestTerms(tenant="(probe)", priority=-(2**31), limits=TenantLimits(is_exempt=True))
@@ -251,7 +251,7 @@ class InferenceService:
             await all_of([self._read(each) for each in running])
 
     async def _complete_all(self, group: list[OpenRequest]) -> None:
-        made: MadePrompts = {}
+        made: Made = {}
         for each in group:
             try:
                 each.valid = await self._completer.complete(each, made)

@@ -34,7 +34,8 @@ class SequenceChunks:
         self._adapter = adapter
         self._streams = streams
         self._output = output
-        self._chunks = Merge(streams)
+        # The hot path: nothing between an only stream and its reader.
+        self._chunks = Merge(streams) if len(streams) > 1 else None
         self._num_running = len(streams)
 
     @property
@@ -63,7 +64,10 @@ class SequenceChunks:
         if not self._num_running:
             raise StopAsyncIteration
         try:
-            sequence, chunk = await anext(self._chunks)
+            if self._chunks is None:
+                sequence, chunk = 0, await anext(self._streams[0])
+            else:
+                sequence, chunk = await anext(self._chunks)
         except StopAsyncIteration:
             raise IncompleteGenerationError from None
         if chunk.finish is not FinishCode.RUNNING:
@@ -74,7 +78,8 @@ class SequenceChunks:
     async def aclose(self) -> None:
         """Cancel what still runs."""
         self._num_running = 0
-        await self._chunks.aclose()
+        if self._chunks is not None:
+            await self._chunks.aclose()
         for stream in self._streams:
             await stream.aclose()
 

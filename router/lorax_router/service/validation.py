@@ -51,8 +51,8 @@ def draw_seed() -> int:
 
 MAX_SALT_CHARS = 256
 
-# What became of one prompt, with the places of its tokens and without.
-MadePrompts = dict[bool, EncodedPrompt]
+# What became last of one prompt, with the places of its tokens and without.
+Made = dict[bool, ValidRequest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ class Validator:
         *,
         deadline: float = math.inf,
         limits: TenantLimits = NO_LIMITS,
-        made: MadePrompts | None = None,
+        made: Made | None = None,
     ) -> ValidRequest:
         """Tokenize the prompt and check its length; raises ValidationError, TemplateError.
 
@@ -154,19 +154,15 @@ class Validator:
         has_adapter = checked.selection is not None
         head = self.abilities.head_for(params, own_head, has_adapter=has_adapter)
         with_spans = head is not None and head.classifies_tokens
-        encoded = None if made is None else made.get(with_spans)
-        if encoded is None:
-            prompt = self.abilities.prompted(request)
-            encoded = await self._prompts.encode(
-                prompt, text, params.truncate, params.cut_to, with_spans=with_spans
-            )
-        if made is not None:
-            made[with_spans] = encoded
+        like = None if made is None else made.get(with_spans)
+        if like is not None and like.head == head and like.samplings == checked.samplings:
+            return like
+        encoded = await self._encoded(checked, text, like, with_spans=with_spans)
         most = max_new_tokens(params, len(encoded.ids), self.limits)
         shape = self.abilities.shape(params, head)
         if head is None:
             self.abilities.check_size(shape, len(encoded.ids))
-        return ValidRequest(
+        valid = ValidRequest(
             prompt_ids=encoded.ids,
             prompt_text=encoded.text,
             second_start=encoded.second_start,
@@ -183,6 +179,29 @@ class Validator:
             details=params.details or params.decoder_input_details,
             prompt_details=params.decoder_input_details,
             return_full_text=bool(params.return_full_text),
+        )
+        if made is not None:
+            made[with_spans] = valid
+        return valid
+
+    async def _encoded(
+        self,
+        checked: CheckedRequest,
+        text: AdapterText,
+        like: ValidRequest | None,
+        *,
+        with_spans: bool,
+    ) -> EncodedPrompt:
+        """Return a prompt's tokens: those of a request that is ``like`` it, if there is one."""
+        if like is not None:
+            return EncodedPrompt(like.prompt_ids, like.prompt_text, like.second_start, like.spans)
+        params = checked.request.parameters
+        return await self._prompts.encode(
+            self.abilities.prompted(checked.request),
+            text,
+            params.truncate,
+            params.cut_to,
+            with_spans=with_spans,
         )
 
 

@@ -24,7 +24,7 @@ class EncodedPrompt(NamedTuple):
     text: str = ""
     # As EncodedText has them.
     second_start: int = 0
-    spans: list[Span] | None = None
+    spans: Sequence[Span] | None = None
 
 
 class TemplateRenderer(Protocol):
