@@ -30,6 +30,7 @@ from lorax_router.service.callers import ANYBODY, Caller
 from lorax_router.service.engine.port import TokenChunk
 from lorax_router.service.generation import GenerationService, RequestCounts
 from lorax_router.service.requests import (
+    BASE_MODEL_ADAPTER_ID,
     ChatPrompt,
     GenerateParameters,
     GenerateRequest,
@@ -259,6 +260,32 @@ async def test_the_head_that_would_classify_a_text_is_told(asked):
         async with asked(World(abilities=Abilities(head=own))) as here:
             assert await here.service.head_of(request_of()) == own
             assert here.world.engine.submitted == []
+
+
+@in_loop
+async def test_each_adapter_has_an_answer_or_what_is_wrong_with_it(asked):
+    async with asked(World()) as here:
+        names = [BASE_MODEL_ADAPTER_ID, "a", BASE_MODEL_ADAPTER_ID]
+        first, refused, last = await here.service.generate_through(request_of(), names)
+        assert first.texts == last.texts == (" w0 w1 w2",)
+        assert isinstance(refused, ValidationError)
+        assert "serves the base model only" in str(refused)
+        assert here.world.metric("lorax_request_count_total") == 3
+        assert here.world.metric("lorax_request_success_total") == 2
+
+
+@in_loop
+async def test_whoever_leaves_ends_the_request_through_all_adapters(asked):
+    world = World()
+    world.engine.open.clear()
+    async with asked(world) as here:
+        names = [BASE_MODEL_ADAPTER_ID] * 3
+        calling = asyncio.create_task(here.service.generate_through(request_of(), names))
+        await until(lambda: len(world.engine.submitted) == 3)
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        await until(lambda: len(world.engine.cancelled) == 3)
+        assert world.metric("lorax_request_failure_total", err="dropped") == 3
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

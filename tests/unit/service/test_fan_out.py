@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers.adapter_world import HEADS, AdapterWorld, adapter_world
+from tests.helpers.adapter_world import HEADS, AdapterWorld, adapter_world, fetched
+from tests.helpers.http_app import until
 from tests.helpers.in_loop import in_loop
 
 from lorax_contract.adapters import AdapterUnavailableError, Reason
+from lorax_contract.errors import QuotaError, ValidationError
 from lorax_contract.pooling import HeadFacts
 from lorax_contract.step import RequestSpec
 from lorax_router.http_api.fan_out import MAX_ADAPTERS
+from lorax_router.service.batch import generate_apart
+from lorax_router.service.callers import Caller, Quotas
 from lorax_router.service.prompts.encoding import EncodedText, TextToEncode
 from lorax_router.service.prompts.tokenizer_pool import TokenizerPool
 from lorax_router.service.requests import BASE_MODEL_ADAPTER_ID
+from lorax_router.service.results import GenerateResult
 from lorax_router.shards.fake.model import digest_of, key_of
 from lorax_router.shards.fake.shard import FakeModel
 
@@ -167,6 +174,60 @@ async def test_what_a_call_is_answered_with_at_once_has_one_line(
         assert of_all["prompt_tokens"] == 3 * alone["prompt_tokens"]
         assert "adapter" not in of_all
         assert (alone["adapter"], "requests" in alone) == ("a", False)
+
+
+@in_loop
+async def test_those_that_are_known_are_in_one_step_whatever_others_wait_for() -> None:
+    async with adapter_world(default_adapter_source="local") as world:
+        names = ["a", "b", "c"]
+        first = await asked(world, "/embed", inputs="w1", adapters=names)
+        num_steps = len(world.shard.steps)
+        coming = asyncio.get_running_loop().create_future()
+        world.sources.contents["late"] = coming
+        body = {"inputs": "w1", "adapters": ["a", "late", "b", "c"]}
+        calling = asyncio.create_task(asked(world, "/embed", **body))
+        await until(lambda: any(step.new_rows for step in world.shard.steps[num_steps:]))
+        (step,) = [step for step in world.shard.steps[num_steps:] if step.new_rows]
+        assert [new.spec.adapter for new in step.new_rows] == [world.handle(each) for each in names]
+        assert not calling.done()
+        coming.set_result(fetched("late"))
+        found = await calling
+        assert [found[place] for place in (0, 2, 3)] == first
+        assert found[1]["adapter_id"] == "late"
+
+
+@in_loop
+async def test_each_adapter_is_a_request_to_quotas() -> None:
+    caller = Caller(tenant="acme", quotas=Quotas(requests_per_minute=2))
+    async with adapter_world() as world:
+        request = replace(world.request(None), caller=caller)
+        found = await world.parts.service.generate_through(request, ["a", "b", "c"])
+        assert [type(each) for each in found] == [GenerateResult, GenerateResult, QuotaError]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, 64])
+@in_loop
+async def test_calls_of_more_than_may_be_in_the_house_come_in_parts(at_once: int) -> None:
+    """Once an adapter has failed, no other text goes through it."""
+    in_house: list[int] = []
+    asked_of: list[str] = []
+
+    class Counting:
+        async def generate_through(self, request: Any, adapters: list[str]) -> list[Any]:
+            in_house.append((in_house[-1] if in_house else 0) + len(adapters))
+            asked_of.extend(adapters)
+            await asyncio.sleep(0)
+            in_house.append(in_house[-1] - len(adapters))
+            failed = ValidationError("broken")
+            return [failed if each == "bad" else (request, each) for each in adapters]
+
+    names = ["a", "bad", "b"]
+    found = await generate_apart(Counting(), [1, 2, 3, 4], names, at_once)  # type: ignore[arg-type, list-item]
+    assert found[0] == [(each, "a") for each in (1, 2, 3, 4)]
+    assert isinstance(found[1], ValidationError)
+    assert found[2] == [(each, "b") for each in (1, 2, 3, 4)]
+    assert max(in_house) <= at_once
+    assert asked_of.count("bad") <= max(1, -(-at_once // len(names)))
 
 
 @in_loop

@@ -157,7 +157,7 @@ async def test_requests_that_come_during_an_unload_get_the_adapter_anew():
 @in_loop
 async def test_an_unload_waits_for_requests_that_are_found_and_not_submitted_yet():
     async with adapter_world() as world:
-        lease = await world.parts.service._adapters.acquire(selection("a"))
+        lease = await world.parts.adapters.directory.acquire(selection("a"))
         unloading = asyncio.create_task(world.parts.adapters.unload(selection("a")))
         await until(lambda: world.catalog.names.find(ref("a")) is None)
         assert world.state(lease.handle) == "absent"
