@@ -322,9 +322,9 @@ def test_a_requests_adapter_is_found_out_once(path, monkeypatch):
     found = []
     selection_of = SelectionPolicy.selection_of
 
-    def counted(self: SelectionPolicy, params: Any) -> Any:
-        found.append(params.adapter_id)
-        return selection_of(self, params)
+    def counted(self: SelectionPolicy, params: Any, adapter_id: str | None = None) -> Any:
+        found.append(params.adapter_id if adapter_id is None else adapter_id)
+        return selection_of(self, params, adapter_id)
 
     monkeypatch.setattr(SelectionPolicy, "selection_of", counted)
 
