@@ -125,13 +125,18 @@ def _rotation(
     own: Callable[..., _Heads], known: _Known, rotations: Rotations
 ) -> Callable[..., _Heads]:
     """Return the family's function, by a kernel where it is asked for what is known."""
+    parameters = inspect.signature(own).parameters
+
+    def is_default(name: str, value: Any) -> bool:
+        return name in parameters and bool(parameters[name].default == value)
 
     def rotate(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
     ) -> _Heads:  # fmt: skip
         rotation = known.full if cos.shape[-1] == q.shape[-1] else known.narrow
         is_usual = q.dim() == 4 and q.shape[0] == 1 and cos.dim() == 3 and cos.dtype is q.dtype
-        if rotation is None or not is_usual or args or kwargs:
+        is_usual = is_usual and not args and all(map(is_default, kwargs, kwargs.values()))
+        if rotation is None or not is_usual:
             return own(q, k, cos, sin, *args, **kwargs)
         return rotations.rotate(PendingRotation(q, k, cos, sin, rotation))
 

@@ -26,13 +26,11 @@ from lorax_shard.model.programs.scaled import Size
 from lorax_shard.model.programs.trial import ProgramTrial
 
 SETTINGS = GraphSettings(max_rows=8, max_context=LONGEST, max_rank=8, max_slots=4)
-# Why passes of these are none: what some add to scores follows the lengths of rows, and a gate is
-# multiplied by torch.
+# Why passes of these are none: what they add to scores follows the lengths of rows.
 _LENGTHS = "the model's code looks at the lengths of rows"
 LAUNCHED = {
     "deberta": _LENGTHS,
     "deberta-v2": _LENGTHS,
-    "modernbert": "aten.mul.Tensor stands between kernels",
     "mpnet": _LENGTHS,
 }
 SIZES = (Size(1, 1), Size(1, 0), Size(9, 2), Size(40, 0), Size(23, 23))

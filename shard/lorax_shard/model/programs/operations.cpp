@@ -3,6 +3,7 @@
 //
 //   add     out = a + b
 //   scale   out = a * factor
+//   multiply out[i] = a[i] * b[i]
 //   gather  out[i] = x[rows[i]]
 
 #include <omp.h>
@@ -29,6 +30,16 @@ struct ScaleCall {
     float* out;
     double factor;
     int64_t size, num_threads;
+};
+
+// Rows that lie so many numbers apart; those of `out` follow each other.
+struct MultiplyCall {
+    const float* a;
+    int64_t a_stride;
+    const float* b;
+    int64_t b_stride;
+    float* out;
+    int64_t num_rows, width, num_threads;
 };
 
 struct GatherCall {
@@ -146,6 +157,18 @@ extern "C" void lorax_scale_team(const ScaleCall* packed) {
 }
 
 extern "C" void lorax_scale(const ScaleCall* packed) { lorax_scale_team(packed); }
+
+extern "C" void lorax_multiply_team(const MultiplyCall* packed) {
+    const MultiplyCall c = *packed;
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < c.num_rows; ++row) {
+        const float *a = c.a + row * c.a_stride, *b = c.b + row * c.b_stride;
+        float* out = c.out + row * c.width;
+        for (int64_t i = 0; i < c.width; ++i) out[i] = a[i] * b[i];
+    }
+}
+
+extern "C" void lorax_multiply(const MultiplyCall* packed) { lorax_multiply_team(packed); }
 
 extern "C" void lorax_gather_team(const GatherCall* packed) {
     const GatherCall c = *packed;

@@ -20,6 +20,7 @@ _SOURCE = Path(__file__).with_name("operations.cpp")
 _FLAGS = ("-ffp-contract=off",)
 _PACK_ADD = struct.Struct("=5q").pack
 _PACK_SCALE = struct.Struct("=2qd2q").pack
+_PACK_MULTIPLY = struct.Struct("=8q").pack
 _PACK_GATHER = struct.Struct("=7q").pack
 
 _aten = torch.ops.aten
@@ -31,6 +32,7 @@ class Operations(NamedTuple):
     run: Any
     add: NativeFunction
     scale: NativeFunction
+    multiply: NativeFunction
     gather: NativeFunction
 
 
@@ -51,7 +53,7 @@ def operations() -> tuple[Operations | None, str | None]:
     run: Any = library.lorax_run
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     run.argtypes, run.restype = (pointer, pointer, pointer, number, pointer, number, pointer), None
-    names = ("lorax_add", "lorax_scale", "lorax_gather")
+    names = [f"lorax_{name}" for name in Operations._fields[1:]]
     found = (NativeFunction(library, name, is_light=True, is_by_row=True) for name in names)
     return Operations(run, *found), None
 
@@ -64,7 +66,7 @@ def as_native(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     if function is _aten.add.Tensor and not kwargs:
         return _add(known, *args)
     if function is _aten.mul.Tensor and not kwargs:
-        return _scale(known, *args)
+        return (_multiply if isinstance(args[1], torch.Tensor) else _scale)(known, *args)
     if function is _aten.index.Tensor and not kwargs:
         return _gather(known, *args)
     return None
@@ -84,6 +86,21 @@ def _scale(known: Operations, a: torch.Tensor, factor: Any) -> NativeCall | None
     out = torch.empty_like(a)
     fields = _PACK_SCALE(a.data_ptr(), out.data_ptr(), factor, a.numel(), 1)
     return NativeCall(out, known.scale, fields)
+
+
+def _multiply(known: Operations, a: torch.Tensor, b: torch.Tensor) -> NativeCall | None:
+    """Multiply rows of 1 x T x width, which may be parts of wider ones."""
+    is_known = a.shape == b.shape and all(
+        _is_float(each) and each.dim() == 3 and each.shape[0] == 1 and each.stride(2) == 1
+        for each in (a, b)
+    )
+    if not is_known:
+        return None
+    out = a.new_empty(a.shape)
+    fields = _PACK_MULTIPLY(
+        a.data_ptr(), a.stride(1), b.data_ptr(), b.stride(1), out.data_ptr(), *a.shape[1:], 1
+    )
+    return NativeCall(out, known.multiply, fields)
 
 
 def _gather(known: Operations, x: torch.Tensor, indices: list[Any]) -> NativeCall | None:
