@@ -31,7 +31,7 @@ from lorax_shard.model.programs.asked import AskedRows, asked_rows
 from lorax_shard.model.programs.program import Program
 
 # Passes of these are no programs.
-LAUNCHED = {"deberta", "deberta-v2", "mpnet"}
+LAUNCHED = {"deberta", "deberta-v2"}
 POOLINGS = {
     "first": (Pooling.FIRST,),
     "last": (Pooling.LAST,),

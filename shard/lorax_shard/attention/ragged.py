@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lorax_shard.attention.backend import AttentionSpec, RelativeBias, StepMetadata
 from lorax_shard.attention.cpp import (
@@ -25,6 +26,7 @@ _ROWS, _BIAS = "ragged.rows", "ragged.bias"
 _MOST_LANES = 16
 # The fields of AttendCall that are addresses of K and of V.
 _OF_ALL = frozenset({3, 4})
+_WITH_ROOM = WeakIdKeyDictionary()
 # Longer than any row: K and V of one lie together.
 _ONE_BLOCK = 1 << 32
 
@@ -32,7 +34,17 @@ _ONE_BLOCK = 1 << 32
 class WholeRows(StepRows):
     """What the kernel is told of rows that a step has whole: their lengths are all of it."""
 
-    num_tokens = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_tokens = self._longest = 0
+        # Of a row, for whatever was told of these rows; None: any number.
+        self._most: int | None = None
+
+    def fit(self, most: int) -> None:
+        """Refuse rows of more tokens from now on, and now; ValueError."""
+        self._most = most if self._most is None else min(most, self._most)
+        if self._longest > self._most:
+            raise ValueError(f"a row of {self._longest} tokens is longer than {self._most}")
 
     def fill(
         self,
@@ -41,7 +53,9 @@ class WholeRows(StepRows):
         block_tables: torch.Tensor | None,
     ) -> None:
         """Tell of another step."""
-        self.num_tokens = sum(query_lens)
+        self.num_tokens, self._longest = sum(query_lens), max(query_lens, default=0)
+        if self._most is not None:
+            self.fit(self._most)
         super().fill(query_lens, query_lens, None)
 
     def scratch(self) -> dict[str, Any]:
@@ -97,7 +111,7 @@ class RaggedAttention(WholeAttention):
                 num_heads, num_kv_heads, key_dim, value_dim, _ONE_BLOCK,
                 spec.scaling, spec.window or 0, 0, spec.softcap or 0.0, 0,
                 torch.get_num_threads(), rows.address,
-                *_bias_fields(spec.bias, metadata),
+                *_bias_fields(spec.bias, rows, metadata),
             )
         )  # fmt: skip
         return output
@@ -141,13 +155,11 @@ class _BiasTables(NamedTuple):
     fields: tuple[int, ...]
 
     @classmethod
-    def of(cls, bias: RelativeBias, lens: list[int]) -> _BiasTables:
-        """Make them for rows of so many tokens: whole vectors are read, and tokens follow each other."""
+    def of(cls, bias: RelativeBias, rows: WholeRows) -> _BiasTables:
+        """Make them for some rows: whole vectors are read, and tokens follow each other."""
         distances = bias.by_distance if bias.by_distance is not None else bias.places
         assert distances is not None, "a bias without distances adds nothing"
-        by_distance = bias.by_distance
-        if by_distance is not None:
-            by_distance = pad(by_distance.float(), (0, _MOST_LANES)).contiguous()
+        by_distance = None if bias.by_distance is None else _with_room(bias.by_distance)
         of_tokens = [
             None if each is None else each.contiguous() for each in (bias.of_query, bias.of_key)
         ]
@@ -159,21 +171,30 @@ class _BiasTables(NamedTuple):
         )
         stride = 0 if by_distance is None else by_distance.stride(0)
         centre = distances.shape[-1] // 2
-        if max(lens) > centre + 1 or shape[1] not in (0, sum(lens)):
-            raise ValueError(
-                f"a bias of {centre + 1} tokens' distances does not fit rows of {lens}"
-            )
+        rows.fit(centre + 1)
+        if shape[1] not in (0, rows.num_tokens):
+            raise ValueError(f"a bias of {shape[1]} tokens does not fit {rows.num_tokens}")
         fields = (by_distance_at, stride, centre, of_query_at, of_key_at, places_at, shape[2])
         return cls(bias, tables, fields)
 
 
-def _bias_fields(bias: RelativeBias | None, metadata: StepMetadata) -> tuple[int, ...]:
+def _with_room(by_distance: torch.Tensor) -> torch.Tensor:
+    """Return numbers behind which a vector may be read; made once of each tensor, which stays as it is."""
+    if by_distance not in _WITH_ROOM:
+        _WITH_ROOM[by_distance] = pad(by_distance.float(), (0, _MOST_LANES)).contiguous()
+    found: torch.Tensor = _WITH_ROOM[by_distance]
+    return found
+
+
+def _bias_fields(
+    bias: RelativeBias | None, rows: WholeRows, metadata: StepMetadata
+) -> tuple[int, ...]:
     """Return what the kernel is told of a bias; layers that have the same one share what is made of it."""
     if bias is None:
         return NO_BIAS
     made: _BiasTables | None = metadata.scratch.get(_BIAS)
     if made is None or made.bias is not bias:
-        made = metadata.scratch[_BIAS] = _BiasTables.of(bias, metadata.query_lens)
+        made = metadata.scratch[_BIAS] = _BiasTables.of(bias, rows)
     return made.fields
 
 

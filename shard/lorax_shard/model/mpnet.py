@@ -17,6 +17,8 @@ def plug(backbone: Any, current: CalledStep, exchange: Exchange) -> None:
     """Let an MPNet attend as we do within steps."""
     encoder = backbone.encoder
     own_bias = type(encoder).compute_position_bias
+    # Of the longest text: one for all steps.
+    longest, made = int(backbone.config.max_position_embeddings), list[RelativeBias]()
 
     def position_bias(encoder: Any, x: torch.Tensor, *args: Any, **named: Any) -> Any:
         # Layers hand on whatever it is.
@@ -24,11 +26,11 @@ def plug(backbone: Any, current: CalledStep, exchange: Exchange) -> None:
             return own_bias(encoder, x, *args, **named)
         if current.metadata is None:
             return None
-        longest = max(current.metadata.query_lens)
-        buckets = encoder.relative_position_bucket(
-            torch.arange(1 - longest, longest, device=x.device)
-        )
-        return RelativeBias(encoder.relative_attention_bias(buckets).T)
+        if not made:
+            distances = torch.arange(1 - longest, longest, device=x.device)
+            buckets = encoder.relative_position_bucket(distances)
+            made.append(RelativeBias(encoder.relative_attention_bias(buckets).T))
+        return made[0]
 
     names = {"compute_position_bias": position_bias}
     exchange.put(encoder, Forward(type(encoder).forward, "bias", names))

@@ -31,7 +31,6 @@ _LENGTHS = "the model's code looks at the lengths of rows"
 LAUNCHED = {
     "deberta": _LENGTHS,
     "deberta-v2": _LENGTHS,
-    "mpnet": _LENGTHS,
 }
 SIZES = (Size(1, 1), Size(1, 0), Size(9, 2), Size(40, 0), Size(23, 23))
 
