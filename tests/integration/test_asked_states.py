@@ -30,8 +30,8 @@ from lorax_shard.model.programs import passes
 from lorax_shard.model.programs.asked import AskedRows, asked_rows
 from lorax_shard.model.programs.program import Program
 
-# Passes of these are no programs.
-LAUNCHED = {"deberta", "deberta-v2"}
+# Passes of these are no programs, and of the other with adapters.
+LAUNCHED = {"deberta"}
 POOLINGS = {
     "first": (Pooling.FIRST,),
     "last": (Pooling.LAST,),

@@ -22,15 +22,19 @@ class RelativeBias(NamedTuple):
     """What scores have besides, by how far a key lies behind its query: 1 - N to N - 1 tokens.
 
     score(i, j) += by_distance[h, d] + of_query[h, i, places[d]] + of_key[h, j, places[d]]
+                 + scaling * (q_i . key_table[h, :, places[d]] + k_j . query_table[h, :, places[d]])
 
     with d = N - 1 + j - i; i and j are tokens of one row, of up to N. Of the parts those that are None
-    add nothing; ``places`` are there if what the tokens themselves add is.
+    add nothing; ``places`` are there if what the tokens themselves add is. Tables are for backends
+    that say so, in place of what is made of tokens by them; places then never grow with d.
     """
 
     by_distance: torch.Tensor | None = None  # H x 2N - 1
     places: torch.Tensor | None = None  # 2N - 1, int32
     of_query: torch.Tensor | None = None  # H x T x B, of all tokens of the step
     of_key: torch.Tensor | None = None  # H x T x B
+    key_table: torch.Tensor | None = None  # H x D x B
+    query_table: torch.Tensor | None = None  # H x D x B
 
 
 class AttentionSpec(NamedTuple):
@@ -174,6 +178,8 @@ class AttentionBackend(ABC):
     name: ClassVar[str]
     # Whether ``supports`` refuses some layers.
     is_partial: ClassVar[bool] = False
+    # Whether it takes the tables of a ``RelativeBias``.
+    takes_tables: ClassVar[bool] = False
 
     @classmethod
     def probe(cls, device: torch.device, dtype: torch.dtype) -> str | None:  # noqa: ARG003 - plain torch runs everywhere

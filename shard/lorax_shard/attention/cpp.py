@@ -36,8 +36,8 @@ _PACK_STORE = struct.Struct("=14q").pack
 _ROWS = "cpp.rows"
 # The lists of C++'s StepRows: a number for each row.
 _NUM_LISTS = 5
-NO_BIAS = (0,) * 7
-PACK_ATTEND = struct.Struct("=14qd2qd10q").pack
+NO_BIAS = (0,) * 10
+PACK_ATTEND = struct.Struct("=14qd2qd13q").pack
 
 
 class StepRows(ReusableRows):

@@ -46,6 +46,12 @@ struct AttendCall {
     const float *of_query, *of_key;
     const int32_t* places;
     int64_t places_of_token;
+    // Or by what these are made of queries and keys: each H x D x table_stride, or null; see
+    // distance_terms.h. Each head has K of its own.
+    const float *key_table, *query_table;
+    int64_t table_stride;
+
+    bool has_tables() const { return key_table || query_table; }
 };
 
 // The tokens whose results are put together by themselves before they are added to others'.
@@ -53,6 +59,8 @@ constexpr int64_t span_tokens = 512;
 // Query rows (tokens x heads) of a tile: the most, and what it may shrink to so that all threads
 // have tiles.
 constexpr int64_t most_queries = 384, fewest_queries = 48;
+// The most where their terms by distance are computed with them.
+constexpr int64_t most_queries_by_distance = 64;
 // Query rows of a KV head up to which tokens are taken in pieces, for several KV heads, and how
 // many numbers of a token these have at most.
 constexpr int64_t few_rows = 32, piece_tokens = 16, near_numbers = 2048;
@@ -106,14 +114,16 @@ struct Plan {
         num_partials = most_rows = 0;
         const int64_t group = c.num_heads / c.num_kv_heads;
         const int64_t enough = num_threads == 1 ? 0 : tiles_a_thread * num_threads;
-        int64_t queries = std::max<int64_t>(1, most_queries / group);
+        int64_t queries = std::max<int64_t>(
+            1, c.has_tables() ? most_queries_by_distance : most_queries / group);
         const int64_t fewest = std::max<int64_t>(1, fewest_queries / group);
         while (queries > fewest && count(c, queries, false) * c.num_kv_heads < enough)
             queries = (queries + 1) / 2;
         const bool is_split = count(c, queries, false) * c.num_kv_heads < enough;
         // KV heads of a tile of few rows: neighbours in memory are read together.
         int64_t together = std::clamp<int64_t>(near_numbers / c.key_dim, 1, c.num_kv_heads);
-        if (count(c, queries, is_split) * c.num_kv_heads < enough * together) together = 1;
+        if (c.has_tables() || count(c, queries, is_split) * c.num_kv_heads < enough * together)
+            together = 1;
         for (int64_t row = 0; row < c.rows->num_rows; ++row) {
             const int64_t length = c.rows->query_lens[row];
             const int64_t context_len = c.rows->context_lens[row];

@@ -26,8 +26,9 @@ constexpr int line_vectors = 16 / num_lanes;  // of a cache line
 template <int ROWS, int VECTORS>
 using Sums = Lanes[ROWS][VECTORS];
 
-// scores[row][t] = sum_i q[row][i] * keys[i][t]; i runs from first to last.
-template <int ROWS, int VECTORS>
+// scores[row][t] = sum_i q[row][i] * keys[i][t]; i runs from first to last. Scores of rows lie STRIDE
+// numbers apart.
+template <int ROWS, int VECTORS, int64_t STRIDE>
 inline void score_vectors(const float* q, const float* keys, int64_t stride, int64_t dim,
                           float* scores) {
     Sums<ROWS, VECTORS> sums;
@@ -49,7 +50,7 @@ inline void score_vectors(const float* q, const float* keys, int64_t stride, int
     for (int row = 0; row < ROWS; ++row)
         LORAX_UNROLLED
         for (int v = 0; v < VECTORS; ++v)
-            lanes_at(scores + row * step_tokens + v * num_lanes) = sums[row][v];
+            lanes_at(scores + row * STRIDE + v * num_lanes) = sums[row][v];
 }
 
 // total[row] = scale[row] * total[row] + sum_t weights[row][t] * values[t]; t from first to last.
@@ -108,11 +109,12 @@ struct Products {
     decltype(weigh) weigh_and_ask;
 };
 
-template <int ROWS>
+template <int ROWS, int64_t STRIDE>
 void score(const float* q, const float* keys, int64_t stride, int64_t dim, int64_t first,
            int64_t last, float* scores) {
     by_vectors(first, last, [&](int64_t v, auto count) {
-        score_vectors<ROWS, count()>(q, keys + v * num_lanes, stride, dim, scores + v * num_lanes);
+        score_vectors<ROWS, count(), STRIDE>(q, keys + v * num_lanes, stride, dim,
+                                             scores + v * num_lanes);
     });
 }
 
@@ -127,11 +129,19 @@ void weigh(const float* weights, const float* const* values, const float* const*
 }
 
 template <int ROWS>
-constexpr Products products_of = {score<ROWS>, weigh<ROWS, false>, weigh<ROWS, true>};
+constexpr Products products_of = {score<ROWS, step_tokens>, weigh<ROWS, false>,
+                                  weigh<ROWS, true>};
 
 constexpr const Products* products[] = {
     nullptr,         &products_of<1>, &products_of<2>, &products_of<3>,
     &products_of<4>, &products_of<5>, &products_of<6>,
+};
+
+// The same scores where those of rows lie STRIDE numbers apart.
+template <int64_t STRIDE>
+constexpr decltype(Products::score) scores_at[] = {
+    nullptr,          score<1, STRIDE>, score<2, STRIDE>, score<3, STRIDE>,
+    score<4, STRIDE>, score<5, STRIDE>, score<6, STRIDE>,
 };
 
 // Writes K of up to one step so that tokens lie beside each other: keys[i][t] = tokens[t][i].

@@ -70,6 +70,7 @@ class RaggedAttention(WholeAttention):
     """
 
     name = "ragged"
+    takes_tables = True
     _function = "lorax_attend"
 
     @classmethod
@@ -102,6 +103,8 @@ class RaggedAttention(WholeAttention):
         ):
             shapes = (tuple(each.shape) for each in (query, key, value))
             raise ValueError(f"Q, K and V do not fit: {', '.join(map(str, shapes))}")
+        if spec.bias is not None:
+            _refuse_other_heads(spec.bias, (num_heads, num_kv_heads, key_dim))
         output = query.new_empty(num_tokens, num_heads, value_dim)
         attend_kernel(self._function, _OF_ALL)(
             PACK_ATTEND(
@@ -163,19 +166,43 @@ class _BiasTables(NamedTuple):
         of_tokens = [
             None if each is None else each.contiguous() for each in (bias.of_query, bias.of_key)
         ]
-        places = None if bias.places is None else bias.places.int().contiguous()
-        tables = (by_distance, *of_tokens, places)
+        places = bias.places
+        # What is right already is no operation, which a recording would repeat.
+        if places is not None and not (places.dtype is torch.int32 and places.is_contiguous()):
+            places = places.int().contiguous()
+        by_products = [
+            None if each is None else _padded(each) for each in (bias.key_table, bias.query_table)
+        ]
+        tables = (by_distance, *of_tokens, places, *by_products)
         shape = next((each.shape for each in of_tokens if each is not None), (0, 0, 0))
-        by_distance_at, of_query_at, of_key_at, places_at = (
+        by_distance_at, of_query_at, of_key_at, places_at, *products_at = (
             0 if each is None else each.data_ptr() for each in tables
         )
+        width = next((each.stride(1) for each in by_products if each is not None), 0)
         stride = 0 if by_distance is None else by_distance.stride(0)
         centre = distances.shape[-1] // 2
         rows.fit(centre + 1)
         if shape[1] not in (0, rows.num_tokens):
             raise ValueError(f"a bias of {shape[1]} tokens does not fit {rows.num_tokens}")
-        fields = (by_distance_at, stride, centre, of_query_at, of_key_at, places_at, shape[2])
+        of_tokens_at = (of_query_at, of_key_at, places_at, shape[2])
+        fields = (by_distance_at, stride, centre, *of_tokens_at, *products_at, width)
         return cls(bias, tables, fields)
+
+
+def _refuse_other_heads(bias: RelativeBias, heads: tuple[int, int, int]) -> None:
+    """Raise ValueError for tables of other heads than there are: of queries, of keys, their width."""
+    num_heads, num_kv_heads, key_dim = heads
+    for table in (bias.key_table, bias.query_table):
+        if table is None:
+            continue
+        if num_heads != num_kv_heads or table.shape[:2] != (num_heads, key_dim):
+            raise ValueError(f"a table of {tuple(table.shape)} does not fit heads of {heads}")
+
+
+def _padded(table: torch.Tensor) -> torch.Tensor:
+    """Return a table whose rows are whole vectors; one that is already stays where it is."""
+    missing = -table.shape[2] % _MOST_LANES
+    return table if not missing and table.is_contiguous() else pad(table, (0, missing)).contiguous()
 
 
 def _with_room(by_distance: torch.Tensor) -> torch.Tensor:

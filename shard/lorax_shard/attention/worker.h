@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 
+#include "distance_terms.h"
 #include "softmax.h"
 #include "tile_products.h"
 
@@ -21,7 +22,8 @@ class Worker {
         const int64_t per_row = c.key_dim + 2 * value_stride + num_lanes + 10;
         const int64_t scored_rows = std::max(most_rows, 2 * TileProducts::pair_rows);
         Pieces memory{buffer.numbers(most_rows * per_row + scored_rows * step_tokens +
-                                     step_tokens * (c.key_dim + value_stride) + 16)};
+                                     step_tokens * (c.key_dim + value_stride) + 16 +
+                                     DistanceTerms::numbers(c.key_dim))};
         const auto take = [&](int64_t count) { return memory.take(count); };
         packed_keys = take(step_tokens * c.key_dim);
         packed_values = take(step_tokens * value_stride);
@@ -35,6 +37,7 @@ class Worker {
         largest = take(most_rows);
         lane_sums = take(most_rows * num_lanes);
         seen = reinterpret_cast<Tokens*>(take(4 * most_rows));
+        if (c.has_tables()) distance_terms.emplace(c, take(DistanceTerms::numbers(c.key_dim)));
         if (has_tiles) tile_products.emplace(c.key_dim, c.value_dim, most_rows);
     }
 
@@ -117,6 +120,9 @@ class Worker {
             step = at - at % step_tokens;
             const int64_t end = std::min(span.last, step + step_tokens);
             find_tokens({at - step, end - step});
+            if (c.query_table)
+                distance_terms->take_keys(key_tokens, first_kv_head, {at - step, end - step},
+                                          query_of(0).centre, num_rows);
             if (on_tiles)
                 compute_on_tiles({at - step, end - step});
             else if (num_rows > few_rows)
@@ -267,7 +273,11 @@ class Worker {
     // Of up to tile_rows rows from `at` on, among those of all KV heads.
     void soften_rows(int64_t at, int64_t count, float* scores, Tokens some, Tokens in) {
         if (c.bias) add_bias(at, count, scores, Vectors(some));
-        if (c.places) add_of_tokens(at, count, scores, some);
+        if (distance_terms)
+            distance_terms->add(queries + at * c.key_dim, count, first_kv_head, some,
+                                query_of(at).centre, scores);
+        else if (c.places)
+            add_of_tokens(at, count, scores, some);
         Tokens each[tile_rows];
         for (int64_t i = 0; i < count; ++i) each[i] = seen_in_step((at + i) % num_rows, in);
         soften(scores, count, Vectors(some), each, static_cast<float>(c.softcap * score_units),
@@ -409,6 +419,7 @@ class Worker {
     const int64_t group, value_stride;
     const int64_t num_tokens;  // of the step
     std::optional<TileProducts> tile_products;
+    std::optional<DistanceTerms> distance_terms;
     std::vector<RowPair> pairs;
     float *packed_keys, *packed_values, *scores, *total, *span_total, *queries, *scales;
     float *largest, *lane_sums;  // of the span so far: scores, and weights by lanes

@@ -359,6 +359,11 @@ class LoraModel:
                 step.end()
 
     @property
+    def is_in_step(self) -> bool:
+        """Whether adapters are in effect."""
+        return self._current.step is not None
+
+    @property
     def tokens_by_slot(self) -> list[slice | torch.Tensor]:
         """The tokens of the step that is computed: those of the base, if there are, then of each slot."""
         step = self._current.step

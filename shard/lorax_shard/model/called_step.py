@@ -41,6 +41,11 @@ class CalledStep:
         return self.step if isinstance(self.step, StepMetadata) else None
 
     @property
+    def is_of_base(self) -> bool:
+        """Whether no token of the step has an adapter."""
+        return self._adapters is None or not self._adapters.is_in_step
+
+    @property
     def variants(self) -> list[slice | torch.Tensor]:
         """The tokens of the step, in as many parts as it has adapters, base rows being one."""
         if self._variants is None:

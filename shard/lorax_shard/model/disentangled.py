@@ -3,17 +3,20 @@
     score(i, j) = scaling * (q_i . k_j + q_i . K[i - j] + k_j . Q[i - j])
 
 K and Q are linears of a table with a row for each bucket of distances; often those linears are the
-ones that make queries and keys, and adapters change them. So a layer makes K and Q for each adapter
-of the step, of the rows that the step's longest text reaches, and each token's products with them.
+ones that make queries and keys, and adapters change them. So in a step with adapters a layer makes K
+and Q for each of them, of the rows that the step's longest text reaches, and each token's products with
+them. For the base alone they are made once, of all rows, for backends that compute products themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from lorax_shard.attention.backend import RelativeBias
 from lorax_shard.fused.forwards import Exchange, Forward
@@ -21,6 +24,8 @@ from lorax_shard.model.attention_hook import STEP_KEYWORD, paged_attention
 from lorax_shard.model.called_step import CalledStep
 
 _REACHED = "disentangled.reached"
+# Rows of tables have as many numbers as any processor's vectors, or a multiple.
+_WHOLE = 16
 
 
 class _Reached(NamedTuple):
@@ -28,6 +33,13 @@ class _Reached(NamedTuple):
 
     rows: slice
     places: torch.Tensor  # 2N - 1, as ``RelativeBias`` has them
+
+
+class _Tables(NamedTuple):
+    """K and Q of a layer, as ``RelativeBias`` has them."""
+
+    keys: torch.Tensor | None
+    queries: torch.Tensor | None
 
 
 class _Projected(NamedTuple):
@@ -43,8 +55,10 @@ class _Projected(NamedTuple):
 def plug(backbone: Any, current: CalledStep, exchange: Exchange) -> None:
     """Let a DeBERTa, of any release, attend as we do within steps."""
     backbone.register_forward_pre_hook(_with_mask, with_kwargs=True)
-    encoder = backbone.encoder
-    exchange.put(encoder, _encoder(type(encoder), current))
+    encoder, embeddings = backbone.encoder, backbone.embeddings
+    longest = int(backbone.config.max_position_embeddings)
+    exchange.put(embeddings, Forward(_embeddings(type(embeddings), current), "unmasked"))
+    exchange.put(encoder, _encoder(type(encoder), current, longest))
     conv = getattr(encoder, "conv", None)
     if conv is not None:
         exchange.put(conv.conv, Forward(_by_rows(type(conv.conv), current), "rows"))
@@ -63,16 +77,66 @@ def _with_mask(
     return args, named
 
 
-def _encoder(own: Any, current: CalledStep) -> Forward:
-    """Return an encoder that prepares for its layers what they need, not a matrix of all distances."""
+def _embeddings(own: Any, current: CalledStep) -> Callable[..., torch.Tensor]:
+    """Return embeddings that a step's mask changes nothing of: it has no padding."""
 
-    def reached(encoder: Any) -> _Reached:
-        assert current.metadata is not None
-        scratch = current.metadata.scratch
+    def forward(embeddings: Any, *args: Any, **named: Any) -> torch.Tensor:
+        if current.step is not None:
+            named["mask"] = None
+        return own.forward(embeddings, *args, **named)  # type: ignore[no-any-return]
+
+    return forward
+
+
+def _has_tables(current: CalledStep) -> bool:
+    """Return whether a step's K and Q are those that are made once."""
+    metadata = current.metadata
+    return metadata is not None and metadata.backend.takes_tables and current.is_of_base
+
+
+class _Table:
+    """What layers need of an encoder's table; for steps whose K and Q are made once it is, too."""
+
+    def __init__(self, own: Any, current: CalledStep, longest: int) -> None:
+        """``own`` is the encoder's class, ``longest`` the tokens of the longest text."""
+        self._own, self._current, self._longest = own, current, longest
+        self._all_reached: _Reached | None = None
+        self._all_rows: torch.Tensor | None = None
+
+    def reached(self, encoder: Any) -> _Reached:
+        """Return what the longest text of the step reaches, or any text."""
+        if _has_tables(self._current):
+            if self._all_reached is None:
+                self._all_reached = _reach(self._own, encoder, self._longest)
+            return self._all_reached
+        assert self._current.metadata is not None
+        scratch = self._current.metadata.scratch
         if _REACHED not in scratch:
-            scratch[_REACHED] = _reach(own, encoder, max(current.metadata.query_lens))
+            longest = max(self._current.metadata.query_lens)
+            scratch[_REACHED] = _reach(self._own, encoder, longest)
         found: _Reached = scratch[_REACHED]
         return found
+
+    def rows(self, encoder: Any) -> torch.Tensor:
+        """Return the rows that are reached, for each variant: 1 x rows x hidden."""
+        if not _has_tables(self._current):
+            return self._normed(encoder)
+        if self._all_rows is None:
+            self._all_rows = self._normed(encoder)
+        return self._all_rows
+
+    def _normed(self, encoder: Any) -> torch.Tensor:
+        rows = encoder.rel_embeddings.weight[self.reached(encoder).rows]
+        table: torch.Tensor = rows.repeat(len(self._current.variants), 1).unsqueeze(0)
+        if "layer_norm" in getattr(encoder, "norm_rel_ebd", ()):
+            with self._current.for_each_variant(len(rows)):
+                table = encoder.LayerNorm(table)
+        return table
+
+
+def _encoder(own: Any, current: CalledStep, longest: int) -> Forward:
+    """Return an encoder that prepares for its layers what they need, not a matrix of all distances."""
+    prepared = _Table(own, current, longest)
 
     def get_attention_mask(encoder: Any, attention_mask: torch.Tensor) -> torch.Tensor:
         if current.step is None:
@@ -84,17 +148,12 @@ def _encoder(own: Any, current: CalledStep) -> Forward:
             return own.get_rel_pos(encoder, *args, **named)  # type: ignore[no-any-return]
         if current.metadata is None or not encoder.relative_attention:
             return None
-        return reached(encoder).places
+        return prepared.reached(encoder).places
 
     def get_rel_embedding(encoder: Any) -> torch.Tensor | None:
         if current.metadata is None or not encoder.relative_attention:
             return own.get_rel_embedding(encoder)  # type: ignore[no-any-return]
-        rows = encoder.rel_embeddings.weight[reached(encoder).rows]
-        table: torch.Tensor = rows.repeat(len(current.variants), 1).unsqueeze(0)
-        if "layer_norm" in getattr(encoder, "norm_rel_ebd", ()):
-            with current.for_each_variant(len(rows)):
-                table = encoder.LayerNorm(table)
-        return table  # 1 x (rows for each variant) x hidden
+        return prepared.rows(encoder)
 
     names: dict[str, Callable[..., Any]] = {
         "get_attention_mask": get_attention_mask,
@@ -127,6 +186,22 @@ def _by_rows(own: Any, current: CalledStep) -> Callable[..., torch.Tensor]:
 
 
 def _attention(own: Any, current: CalledStep) -> Callable[..., Any]:
+    # Of each layer, K and Q of the base.
+    tables: WeakKeyDictionary[nn.Module, _Tables] = WeakKeyDictionary()
+
+    def bias_of(
+        attention: Any, made: _Projected, places: torch.Tensor, rows: torch.Tensor, scaling: float
+    ) -> RelativeBias | None:
+        if made.of_keys is None and made.of_queries is None:
+            return None
+        if not _has_tables(current):
+            of_query, of_key = _of_tokens(made, rows, scaling, current)
+            return RelativeBias(places=places, of_query=of_query, of_key=of_key)
+        if attention not in tables:
+            tables[attention] = _tables(made, rows)
+        keys, queries = tables[attention]
+        return RelativeBias(places=places, key_table=keys, query_table=queries)
+
     def forward(
         attention: Any,
         hidden_states: torch.Tensor,
@@ -148,9 +223,7 @@ def _attention(own: Any, current: CalledStep) -> Callable[..., Any]:
         scaling = (made.query.shape[-1] * num_terms) ** -0.5
         bias = None
         if relative_pos is not None and rel_embeddings is not None:
-            of_query, of_key = _of_tokens(made, rel_embeddings, scaling, current)
-            if of_query is not None or of_key is not None:
-                bias = RelativeBias(places=relative_pos, of_query=of_query, of_key=of_key)
+            bias = bias_of(attention, made, relative_pos, rel_embeddings, scaling)
         step: dict[str, Any] = {"is_causal": False, STEP_KEYWORD: current.step}
         attended, _ = paged_attention(
             attention, made.query, made.key, made.value, None, scaling, relative_bias=bias, **step
@@ -191,6 +264,19 @@ def _project_in_one(attention: Any, x: torch.Tensor) -> _Projected:
         query + query_bias, key, value + value_bias,
         getattr(attention, "pos_proj", None), getattr(attention, "pos_q_proj", None),
     )  # fmt: skip
+
+
+def _tables(made: _Projected, rows: torch.Tensor) -> _Tables:
+    """Return K and Q of the base as ``RelativeBias`` has them."""
+    num_heads, _, width = made.query.shape[1:]
+
+    def table(module: nn.Module | None) -> torch.Tensor | None:  # H x D x B
+        if module is None:
+            return None
+        by_heads = module(rows)[0].view(-1, num_heads, width).permute(1, 2, 0)
+        return pad(by_heads, (0, -by_heads.shape[2] % _WHOLE)).contiguous()
+
+    return _Tables(table(made.of_keys), table(made.of_queries))
 
 
 def _of_tokens(
