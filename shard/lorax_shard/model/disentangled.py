@@ -94,7 +94,7 @@ def _has_tables(current: CalledStep) -> bool:
     return metadata is not None and metadata.backend.takes_tables and current.is_of_base
 
 
-class _Table:
+class _DistanceRows:
     """What layers need of an encoder's table; for steps whose K and Q are made once it is, too."""
 
     def __init__(self, own: Any, current: CalledStep, longest: int) -> None:
@@ -136,7 +136,7 @@ class _Table:
 
 def _encoder(own: Any, current: CalledStep, longest: int) -> Forward:
     """Return an encoder that prepares for its layers what they need, not a matrix of all distances."""
-    prepared = _Table(own, current, longest)
+    prepared = _DistanceRows(own, current, longest)
 
     def get_attention_mask(encoder: Any, attention_mask: torch.Tensor) -> torch.Tensor:
         if current.step is None:
