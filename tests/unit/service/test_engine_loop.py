@@ -111,6 +111,31 @@ def test_when_all_steps_in_flight_fail_every_stream_ends_and_the_loop_refuses_mo
     play(scene())
 
 
+def test_a_crowd_that_asks_for_health_is_one_call_of_the_shards():
+    class CountingShard(FailingShard):
+        num_calls = 0
+        answers = asyncio.Event()
+
+        async def health(self) -> None:
+            self.num_calls += 1
+            await self.answers.wait()
+
+    async def scene() -> None:
+        shard = CountingShard()
+        loop = make_loop(shard)
+        crowd = [asyncio.ensure_future(loop.health()) for _ in range(50)]
+        await asyncio.sleep(0.01)
+        # Who leaves takes nobody along.
+        crowd.pop(0).cancel()
+        shard.answers.set()
+        await asyncio.gather(*crowd)
+        assert shard.num_calls == 1
+        await loop.health()
+        assert shard.num_calls == 2
+
+    play(scene())
+
+
 def test_whatever_a_health_call_raises_is_unhealthy():
     async def scene() -> None:
         with pytest.raises(UnhealthyError):

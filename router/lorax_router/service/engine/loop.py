@@ -58,6 +58,7 @@ from lorax_router.service.engine.port import (
     TokenStream,
 )
 from lorax_router.service.engine.stream import EngineStream
+from lorax_router.service.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class EngineLoop:
         self._sent: deque[_Sent] = deque()
         self._work = asyncio.Event()
         self._failure: LoraxError | None = None
+        self._probes: SingleFlight[None] = SingleFlight()
         self._adapters = adapters
         self._orders: AdapterOrders | None = None
         if adapters is not None:
@@ -464,11 +466,14 @@ class EngineLoop:
         return self._scheduler.groups()
 
     async def health(self) -> None:
-        """Raise UnhealthyError when the shards do not answer or the loop has ended."""
+        """Raise UnhealthyError when the shards do not answer or the loop has ended.
+
+        All who ask meanwhile share one call of the shards, which a crowd would keep from their work.
+        """
         if self._failure is not None:
             raise UnhealthyError(str(self._failure), public="")
         try:
-            await self._shards.health()
+            await self._probes.do("health", self._shards.health)
         except LoraxError as error:
             raise UnhealthyError(str(error), public="") from error
 
