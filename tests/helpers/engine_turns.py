@@ -6,6 +6,8 @@ from collections import deque
 from random import Random
 from typing import Any
 
+from tests.helpers.adapter_errands import AdapterErrands
+
 from lorax_contract.errors import LoraxError
 from lorax_contract.step import (
     AdapterHandle,
@@ -19,7 +21,6 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
-from lorax_router.core.adapters.table import AdapterEvent
 from lorax_router.core.booking import ended_rows, tells_only_tokens
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.scheduler import Scheduler
@@ -79,8 +80,7 @@ class EngineTurns:
         self._failures = self._draw.choice([0.0, 0.0, 0.02])
         self._longest = self._draw.choice([30, 60])
         self._plans: deque[StepPlan] = deque()
-        self._prepared: dict[AdapterHandle, str] = {}
-        self._orders: list[tuple[AdapterEvent, AdapterHandle, int]] = []
+        self._errands = AdapterErrands(self._draw)
         self._num_requests = 0
         self._now = 0.0
         self._start_shard(self._settings.num_blocks)
@@ -119,8 +119,7 @@ class EngineTurns:
         self.told.append(self._scheduler.take_late(self._now))
         orders = self._scheduler.adapter_orders()
         self.told.append((orders.prepare, orders.release))
-        self._orders += [(AdapterEvent.PREPARED, each, orders.epoch) for each in orders.prepare]
-        self._orders += [(AdapterEvent.RELEASED, each, orders.epoch) for each in orders.release]
+        self._errands.take(orders)
 
     def _take(self, plan: StepPlan) -> None:
         self._plans.append(plan)
@@ -157,7 +156,7 @@ class EngineTurns:
         failing = {each: "planted" for each in plan.row_ids if draw.random() < rate / 4}
         unable = {each: "planted" for each in plan.activate if draw.random() < rate * 2}
         harmful = plan.row_ids if draw.random() < rate else ()
-        outcome = self._shard.execute(plan, self._prepared, failing, unable, harmful)
+        outcome = self._shard.execute(plan, self._errands.prepared, failing, unable, harmful)
         outcome.total_ns = 200_000 + 20_000 * sum(plan.num_tokens) + draw.randrange(50_000)
         return outcome
 
@@ -204,16 +203,8 @@ class EngineTurns:
             self.told.append(self._scheduler.cancel(latest))
 
     def _adapter_event(self) -> None:
-        if not self._orders:
-            return
-        event, handle, epoch = self._orders.pop(self._draw.randrange(len(self._orders)))
-        if event is AdapterEvent.PREPARED and self._draw.random() < 0.1:
-            event = AdapterEvent.FAILED
-        if event is AdapterEvent.PREPARED:
-            record = self._scheduler.adapters.find(handle)
-            self._prepared[handle] = record.content if record is not None else ""
-        ended = self._scheduler.adapter_event(handle, event, self._now, epoch=epoch, nbytes=2)
-        self.told.append(ended)
+        if (ended := self._errands.end_one(self._scheduler, self._now)) is not None:
+            self.told.append(ended)
 
     def _adapter_wish(self) -> None:
         """Somebody wants, pins, unpins or removes an adapter; one that was removed comes back."""
@@ -244,5 +235,5 @@ class EngineTurns:
             self._now, epoch=self._scheduler.epoch + 1, num_blocks=num_blocks, adapter_bytes=None
         )
         self.told.append(lost)
-        self._prepared.clear()
+        self._errands.prepared.clear()
         self._start_shard(num_blocks)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections import deque
 
+from tests.helpers.adapter_errands import AdapterErrands
+
 from lorax_contract.errors import ValidationError
 from lorax_contract.step import (
     AdapterHandle,
@@ -14,7 +16,6 @@ from lorax_contract.step import (
     StepPlan,
     StoppingParams,
 )
-from lorax_router.core.adapters.table import AdapterEvent
 from lorax_router.core.booking import ended_rows, tells_only_tokens
 from lorax_router.core.request import RequestTerms
 from lorax_router.core.scheduler import Scheduler
@@ -43,8 +44,7 @@ class RandomWork:
         self._settings = settings
         self._draw = random.Random(seed)
         self._plans: deque[StepPlan] = deque()
-        self._prepared: dict[AdapterHandle, str] = {}
-        self._orders: list[tuple[AdapterEvent, AdapterHandle, int]] = []
+        self._errands = AdapterErrands(self._draw)
         self._live: set[int] = set()
         self._num_requests = 0
         self._now = 0.0
@@ -93,15 +93,13 @@ class RandomWork:
         if (plan := self._scheduler.plan(self._now)) is not None:
             self._plans.append(plan)
         self._scheduler.prepare(self._now)
-        orders = self._scheduler.adapter_orders()
-        self._orders += [(AdapterEvent.PREPARED, each, orders.epoch) for each in orders.prepare]
-        self._orders += [(AdapterEvent.RELEASED, each, orders.epoch) for each in orders.release]
+        self._errands.take(self._scheduler.adapter_orders())
 
     def _apply(self) -> None:
         if self._plans:
             plan = self._plans.popleft()
             harmful = plan.row_ids if self._draw.random() < 0.1 else ()
-            outcome = self._shard.execute(plan, self._prepared, {}, harmful=harmful)
+            outcome = self._shard.execute(plan, self._errands.prepared, {}, harmful=harmful)
             # Steps take some time, which decides what later ones hold where there is a target.
             outcome.total_ns = self._draw.randrange(1, 5_000_000)
             if tells_only_tokens(outcome):
@@ -110,15 +108,7 @@ class RandomWork:
             self._scheduler.apply(outcome, self._now)
 
     def _event(self) -> None:
-        if not self._orders:
-            return
-        event, handle, epoch = self._orders.pop(self._draw.randrange(len(self._orders)))
-        if event is AdapterEvent.PREPARED and self._draw.random() < 0.1:
-            event = AdapterEvent.FAILED
-        if event is AdapterEvent.PREPARED:
-            record = self._scheduler.adapters.find(handle)
-            self._prepared[handle] = record.content if record is not None else ""
-        self._scheduler.adapter_event(handle, event, self._now, epoch=epoch, nbytes=2)
+        self._errands.end_one(self._scheduler, self._now)
 
     def _adapter(self) -> None:
         adapters, handle = self._scheduler.adapters, AdapterHandle(self._draw.randint(1, 5))
@@ -141,5 +131,5 @@ class RandomWork:
         self._scheduler.shards_lost(
             self._now, epoch=self._scheduler.epoch + 1, num_blocks=36, adapter_bytes=None
         )
-        self._prepared.clear()
+        self._errands.prepared.clear()
         self._start_shard(36)
